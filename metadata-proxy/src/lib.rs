@@ -2,7 +2,10 @@
 //!
 //! The modules stand in the order in which a request meets them; ARCHITECTURE.md tells the story.
 
-// What brings a connection here.
+pub mod kernel;
+pub mod netlink;
+pub mod netns;
+
 pub mod identity;
 pub mod rewrite;
 pub mod upstream;
