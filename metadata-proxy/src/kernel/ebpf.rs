@@ -363,11 +363,21 @@ impl Kernel for EbpfKernel {
 
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError> {
         match lock(&self.tenants).get(&Key(TenantKey { netns_cookie: cookie.0 }), 0) {
-            Ok(Value(value)) => Ok(TenantKind::from_byte(value.kind)
-                .map(|kind| Tenant { kind, id: uuid::Uuid::from_bytes(value.uuid) })),
+            Ok(Value(value)) => Ok(tenant_of(value)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(KernelError::Tenants { what: "a look-up", reason: chain(&e) }),
         }
+    }
+
+    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
+        lock(&self.tenants)
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, value)| !value.0.is_of_agent())
+            .filter_map(|(key, value)| {
+                Some((NetnsCookie(key.0.netns_cookie), tenant_of(value.0)?))
+            })
+            .collect()
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
@@ -382,6 +392,12 @@ impl Kernel for EbpfKernel {
             })
             .collect()
     }
+}
+
+/// Decodes an entry; `None` if its kind is none, as in an entry that somebody wrote wrongly.
+fn tenant_of(value: TenantValue) -> Option<Tenant> {
+    let kind = TenantKind::from_byte(value.kind)?;
+    Some(Tenant { kind, id: uuid::Uuid::from_bytes(value.uuid) })
 }
 
 /// The values behind the object's globals, kept alive while the loader borrows them.

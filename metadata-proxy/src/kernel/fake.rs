@@ -60,6 +60,10 @@ impl Kernel for FakeKernel {
         Ok(self.tenants.lock().unwrap().get(&cookie).copied())
     }
 
+    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
+        Vec::new()
+    }
+
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
         Ok(Outcome::ALL.iter().map(|outcome| (*outcome, 0)).collect())
     }

@@ -31,7 +31,7 @@ impl std::fmt::Display for NetnsCookie {
 }
 
 /// A device inside a tenant namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Device {
     /// Its name when it was listed.
     pub name: String,
@@ -178,6 +178,9 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// [`KernelError::Tenants`]; callers fail closed.
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError>;
+
+    /// Declarations that others wrote into the map.
+    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)>;
 
     /// How packets and connects ended since the counters were made, summed over CPUs.
     ///

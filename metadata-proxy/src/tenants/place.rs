@@ -1,0 +1,307 @@
+//! What we put into a tenant namespace, in which order, and how it is taken out again.
+//!
+//! Everything here runs inside the namespace, on the one thread that enters them. Order matters:
+//! bind before attach, so that no connection is steered to nobody; detach before the listener is
+//! closed. We remove only what we added.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::AsFd as _,
+};
+
+use metadata_proxy_common::TenantKind;
+use tracing::{debug, warn};
+
+use crate::{
+    config::InterfaceGlob,
+    kernel::{Attachment, Device, Kernel, KernelError, NetnsCookie},
+    listener,
+    netlink::{self, EventSocket, Link},
+    netns,
+};
+
+/// How connections are brought to the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// `steer` at TC ingress of each guest-facing device.
+    Tc,
+    /// `sk_lookup` on the namespace.
+    SkLookup,
+    /// The listener is bound to the metadata address itself.
+    Bind,
+}
+
+/// What is to be put into a namespace.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the tenant is.
+    pub kind: TenantKind,
+    /// Which devices guests are behind.
+    pub interfaces: Vec<InterfaceGlob>,
+    /// How connections are brought to the listener.
+    pub engine: Engine,
+    /// The listener's port.
+    pub port: u16,
+    /// Addresses the tenant's own configuration wants served besides.
+    pub binds: Vec<(SocketAddr, Option<String>)>,
+    /// The agent's own namespace, which can be no tenant: its traffic would be steered.
+    pub own_cookie: NetnsCookie,
+}
+
+/// Why a namespace cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// It is the agent's own.
+    #[error("this is the agent's own namespace, whose traffic must not be steered")]
+    OwnNamespace,
+    /// The listener could not be bound.
+    #[error("cannot listen on {address} in the namespace: {source}")]
+    Bind {
+        /// On which address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else the system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel programs refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> PlaceError {
+    move |source| PlaceError::System { what, source }
+}
+
+/// What of ours is in a namespace.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) cookie: NetnsCookie,
+    pub(super) attachments: BTreeMap<u32, Attachment>,
+    /// Devices that could not be attached to, with the reason.
+    pub(super) refused: BTreeMap<Device, String>,
+    metadata_v6: BTreeSet<u32>,
+    /// Whether a guest of this namespace may be answered at all; see [`may_forward`].
+    pub(super) may_forward: bool,
+}
+
+/// What was opened in a namespace.
+pub(super) struct Opened {
+    pub(super) listeners: Vec<TcpListener>,
+    pub(super) events: EventSocket,
+    pub(super) place: Place,
+}
+
+/// Opens everything that a tenant namespace needs, or nothing.
+pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceError> {
+    let any: SocketAddr = SocketAddr::new([0, 0, 0, 0].into(), plan.port);
+    let bind_error = |address| move |source| PlaceError::Bind { address, source };
+    let listener = listener::bind(plan.port).map_err(bind_error(any))?;
+    let cookie = netns::cookie_of(&listener).map_err(system("cannot read SO_NETNS_COOKIE"))?;
+    if cookie == plan.own_cookie {
+        return Err(PlaceError::OwnNamespace);
+    }
+    // Subscribed before anything is looked at, so that no change slips between.
+    let events = EventSocket::open().map_err(system("cannot subscribe to netlink events"))?;
+    let mut place = Place {
+        cookie,
+        attachments: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        metadata_v6: BTreeSet::new(),
+        may_forward: false,
+    };
+    let mut listeners = vec![listener];
+    let finished = converge(kernel, plan, &mut place).and_then(|_| {
+        if plan.engine == Engine::SkLookup {
+            kernel.attach_lookup(cookie, listeners[0].as_fd())?;
+        }
+        for (address, interface) in &binds(plan, &place) {
+            let bound = listener::bind_at(*address, interface.as_deref());
+            listeners.push(bound.map_err(bind_error(*address))?);
+        }
+        Ok(())
+    });
+    match finished {
+        Ok(()) => Ok(Opened { listeners, events, place }),
+        Err(error) => {
+            clear(kernel, &mut place);
+            Err(error)
+        }
+    }
+}
+
+/// Addresses to bind besides the wildcard.
+fn binds(plan: &Plan, place: &Place) -> Vec<(SocketAddr, Option<String>)> {
+    let mut binds = plan.binds.clone();
+    // The wildcard listener has this port already.
+    binds.retain(|(address, _)| address.port() != plan.port);
+    if plan.engine == Engine::Bind {
+        let port = metadata_proxy_common::METADATA_PORT;
+        binds.push((SocketAddr::new(metadata_proxy_common::METADATA_V4.into(), port), None));
+        let v6 = SocketAddr::new(metadata_proxy_common::METADATA_V6.into(), port);
+        binds.extend(
+            place.metadata_v6_devices().map(|device| (v6, Some(device))),
+        );
+    }
+    binds
+}
+
+/// Brings the namespace to what it should be: whatever is missing is added, whatever lost its
+/// reason is removed. Does nothing where all is well. Returns how many things were put right.
+pub(super) fn converge(
+    kernel: &dyn Kernel,
+    plan: &Plan,
+    place: &mut Place,
+) -> Result<usize, PlaceError> {
+    let mut mended = 0;
+    if netlink::add_local_route().map_err(system("cannot add the local metadata route"))? {
+        mended += 1;
+    }
+    let links = netlink::links().map_err(system("cannot list the devices"))?;
+    let faced: Vec<&Link> = links
+        .iter()
+        .filter(|link| plan.interfaces.iter().any(|glob| glob.matches(&link.device.name)))
+        .collect();
+    place.may_forward = may_forward(plan.kind, &faced);
+    mended += converge_addresses(plan.kind, &faced, place);
+    if plan.engine == Engine::Tc {
+        mended += converge_attachments(kernel, &faced, place);
+    }
+    Ok(mended)
+}
+
+/// For a router without an addressed internal device Neutron's agent would match a guest's address
+/// across the whole cloud: such a request must not be forwarded.
+fn may_forward(kind: TenantKind, faced: &[&Link]) -> bool {
+    match kind {
+        TenantKind::Router => faced.iter().any(|link| link.is_addressed),
+        TenantKind::Network | TenantKind::OvnNetwork => true,
+    }
+}
+
+/// In a router the IPv6 metadata address is nobody's until we add it. Only to devices that are
+/// addressed: the standby of a highly available router must not answer for its master.
+fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> usize {
+    if kind != TenantKind::Router {
+        place.metadata_v6 = BTreeSet::new();
+        return 0;
+    }
+    let mut mended = 0;
+    place.metadata_v6.retain(|index| faced.iter().any(|link| link.device.index == *index));
+    for link in faced {
+        let index = link.device.index;
+        if link.metadata_v6_is_ours {
+            place.metadata_v6.insert(index);
+        }
+        let result = match (link.is_addressed, link.has_metadata_v6) {
+            (true, false) => netlink::add_metadata_v6(index).map(|_| {
+                place.metadata_v6.insert(index);
+                mended += 1;
+            }),
+            (false, true) if place.metadata_v6.contains(&index) => {
+                place.metadata_v6.remove(&index);
+                netlink::remove_metadata_v6(index)
+            }
+            _ => Ok(()),
+        };
+        // IPv4 is served all the same: IPv6 may be switched off on the device.
+        if let Err(error) = result {
+            debug!(device = link.device.name, %error, "no IPv6 metadata address on this device");
+        }
+    }
+    mended
+}
+
+fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place) -> usize {
+    let Place { cookie, attachments, refused, .. } = place;
+    let gone: Vec<u32> = attachments
+        .keys()
+        .filter(|index| !faced.iter().any(|link| link.device.index == **index))
+        .copied()
+        .collect();
+    for index in gone {
+        // Its link went with the device, or the device has left the pattern by being renamed.
+        if let Some(attachment) = attachments.remove(&index)
+            && let Err(error) = kernel.detach(*cookie, &attachment)
+        {
+            debug!(%error, "a device left");
+        }
+    }
+    refused.clear();
+    let mut mended = 0;
+    for link in faced {
+        let device = &link.device;
+        if !link.is_ethernet {
+            refused.insert(device.clone(), "not an Ethernet device".to_owned());
+            continue;
+        }
+        let is_attached = attachments
+            .get(&device.index)
+            .is_some_and(|attachment| kernel.is_attached(attachment).unwrap_or(false));
+        if is_attached {
+            continue;
+        }
+        match kernel.attach(*cookie, device) {
+            Ok(attachment) => {
+                attachments.insert(device.index, attachment);
+                mended += 1;
+            }
+            Err(error) => {
+                attachments.remove(&device.index);
+                refused.insert(device.clone(), error.to_string());
+            }
+        }
+    }
+    mended
+}
+
+/// Takes out what is ours. What cannot be removed is logged: the namespace may be going away.
+pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
+    for (_, attachment) in std::mem::take(&mut place.attachments) {
+        if let Err(error) = kernel.detach(place.cookie, &attachment) {
+            warn!(%error, "left steer attached");
+        }
+    }
+    kernel.forget(place.cookie);
+    for index in std::mem::take(&mut place.metadata_v6) {
+        if let Err(error) = netlink::remove_metadata_v6(index) {
+            warn!(%error, ifindex = index, "left the IPv6 metadata address");
+        }
+    }
+    if let Err(error) = netlink::remove_local_route() {
+        warn!(%error, "left the local metadata route");
+    }
+}
+
+impl PlaceError {
+    /// There is no way into the namespace any more.
+    pub(super) const fn unreachable(source: io::Error) -> Self {
+        Self::System { what: "cannot get back into the namespace", source }
+    }
+}
+
+impl Place {
+    /// Stands in while the real one is on its way through the namespace thread.
+    pub(super) const fn empty() -> Self {
+        Self {
+            cookie: NetnsCookie(0),
+            attachments: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            metadata_v6: BTreeSet::new(),
+            may_forward: false,
+        }
+    }
+
+    fn metadata_v6_devices(&self) -> impl Iterator<Item = String> {
+        let links = netlink::links().unwrap_or_default();
+        links.into_iter().filter(|link| link.has_metadata_v6).map(|link| link.device.name)
+    }
+}

@@ -1,0 +1,107 @@
+//! What workers see of a tenant: enough to serve its guests, nothing that changes the node.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{RateLimitConfig, TimeoutsConfig},
+    identity::Tenant,
+    kernel::NetnsCookie,
+    upstream::Upstream,
+};
+
+/// How a tenant is served; swapped whole when the configuration changes.
+pub struct Settings {
+    /// Who answers.
+    pub upstream: Arc<Upstream>,
+    /// How long each step may take.
+    pub timeouts: TimeoutsConfig,
+    /// How often a guest may ask.
+    pub rate_limit: RateLimitConfig,
+    /// Longest request head, bytes.
+    pub head_bytes: usize,
+    /// Longest request body, bytes.
+    pub body_bytes: usize,
+    /// Whether requests are logged.
+    pub log_access: bool,
+}
+
+impl Settings {
+    /// How long an idle connection may wait for its next request.
+    #[must_use]
+    pub const fn idle(&self) -> Duration {
+        self.timeouts.keep_alive
+    }
+}
+
+/// What happened for one tenant since it was declared.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub connections: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+    /// Connections refused before a byte was read.
+    pub refused: AtomicU64,
+    /// Requests answered, by us or by the upstream.
+    pub requests: AtomicU64,
+}
+
+/// A tenant that is served.
+pub struct Service {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// Cookie of its namespace.
+    pub cookie: NetnsCookie,
+    /// What people call its namespace.
+    pub namespace: String,
+    /// How it is served.
+    pub settings: ArcSwap<Settings>,
+    /// What happened.
+    pub counters: Arc<Counters>,
+    /// Cancelled when the tenant is gone: its connections end at once.
+    pub gone: CancellationToken,
+    may_forward: AtomicBool,
+}
+
+impl Service {
+    /// Makes the service of a tenant whose namespace is set up.
+    #[must_use]
+    pub fn new(
+        tenant: Tenant,
+        cookie: NetnsCookie,
+        namespace: String,
+        settings: Arc<Settings>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            tenant,
+            cookie,
+            namespace,
+            settings: ArcSwap::new(settings),
+            counters,
+            gone: CancellationToken::new(),
+            may_forward: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether requests of its guests may be forwarded; false for a router without an addressed
+    /// internal device.
+    #[must_use]
+    pub fn may_forward(&self) -> bool {
+        self.may_forward.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether requests may be forwarded.
+    pub fn set_may_forward(&self, may: bool) {
+        self.may_forward.store(may, Ordering::Relaxed);
+    }
+}
