@@ -65,7 +65,7 @@ fn put_header(out: &mut BytesMut, name: &str, value: &[u8]) {
 /// Headers that guests may send upstream. Whatever is not here is dropped: headers that claim an
 /// identity or a forwarding, that frame the message or concern this hop, and names with `_`, which
 /// some servers take for names with `-`.
-const ALLOWED: &[HeaderName] = &[
+static ALLOWED: [HeaderName; 17] = [
     header::HOST,
     header::USER_AGENT,
     header::ACCEPT,

@@ -33,7 +33,8 @@ impl DirectoryWatch {
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
         inotify.watches().add(dir, mask)?;
-        let inotify = AsyncFd::register_with_interest(inotify, Interest::READABLE)?;
+        // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
+        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
         Ok(Self { inotify, seen: VecDeque::new() })
     }
 

@@ -11,7 +11,8 @@ use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{HashMap, MapData, MapError, PerCpuArray, SockMap},
     programs::{
-        CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, TcAttachType,
+        CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, TcAttachType, TestRun as _,
+        TestRunOptions,
         links::{FdLink, PinnedLink},
         tc,
     },
@@ -58,6 +59,17 @@ pub struct ProgramSize {
     pub verified_instructions: Option<u32>,
     /// Memory the kernel locked for it, bytes.
     pub memory_bytes: Option<u32>,
+}
+
+/// What [`EbpfKernel::run_steer`] saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteerRun {
+    /// What the program returned: a `TC_ACT_*` value.
+    pub verdict: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// Mean time of one run.
+    pub per_run: std::time::Duration,
 }
 
 #[derive(Clone, Copy)]
@@ -209,6 +221,31 @@ impl EbpfKernel {
                 })
             })
             .collect()
+    }
+
+    /// Runs `steer` on a frame as if it had arrived on the loopback device of the calling thread's
+    /// namespace, `repeat` times: for tests and measurements.
+    ///
+    /// # Errors
+    /// [`KernelError::Load`] with what the kernel said.
+    pub fn run_steer(&self, frame: &[u8], repeat: u32) -> Result<SteerRun, KernelError> {
+        let mut programs = lock(&self.programs);
+        let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
+        let mut out = vec![0; frame.len() + 256];
+        let result = steer
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .map_err(|e| KernelError::Load(chain(&e)))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(SteerRun {
+            verdict: result.return_value.cast_signed(),
+            frame: out,
+            per_run: result.duration,
+        })
     }
 
     fn link_pin(&self, cookie: NetnsCookie, device: &Device) -> PathBuf {

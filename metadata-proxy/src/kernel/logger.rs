@@ -17,7 +17,9 @@ pub(super) fn start(programs: &mut Ebpf) {
             return;
         }
     };
-    let mut logger = match AsyncFd::register_with_interest(logger, Interest::READABLE) {
+    // SAFETY: the logger owns its descriptor, which stays open until the `AsyncFd` is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let mut logger = match registered {
         Ok(logger) => logger,
         Err(error) => {
             warn!(%error, "cannot watch the kernel programs' debug lines");

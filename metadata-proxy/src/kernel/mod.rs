@@ -16,7 +16,7 @@ use metadata_proxy_common::Outcome;
 
 pub use self::{
     bpffs::{cgroup2_root, ensure_bpffs},
-    ebpf::{EbpfKernel, KernelOptions, ProgramSize},
+    ebpf::{EbpfKernel, KernelOptions, ProgramSize, SteerRun},
 };
 use crate::identity::Tenant;
 

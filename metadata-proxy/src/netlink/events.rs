@@ -51,7 +51,8 @@ impl EventSocket {
     /// # Errors
     /// When the runtime cannot watch the socket.
     pub async fn watch(self, mut changed: impl FnMut()) -> io::Result<()> {
-        let socket = AsyncFd::register_with_interest(self.0, Interest::READABLE)?;
+        // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) }?;
         loop {
             let mut ready = socket.readable().await?;
             drain(socket.get_ref());
