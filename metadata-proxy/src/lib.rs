@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a request meets them; ARCHITECTURE.md tells the story.
 
 // What brings a connection here.
+pub mod admin;
 pub mod config;
 pub mod identity;
 pub mod rewrite;
