@@ -4,6 +4,12 @@
 
 pub mod config;
 
+pub mod discovery;
+pub mod neutron;
+pub mod register;
+
+pub mod tenants;
+
 pub mod kernel;
 pub mod netlink;
 pub mod netns;
@@ -11,5 +17,13 @@ pub mod netns;
 pub mod listener;
 
 pub mod identity;
+
+pub mod admission;
 pub mod rewrite;
+pub mod serve;
 pub mod upstream;
+
+pub mod access;
+
+pub mod admin;
+pub mod node;
