@@ -3,6 +3,7 @@
 //! The modules stand in the order in which a request meets them; ARCHITECTURE.md tells the story.
 
 // What brings a connection here.
+pub mod admission;
 pub mod identity;
 pub mod rewrite;
 pub mod upstream;
