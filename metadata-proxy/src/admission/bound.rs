@@ -1,0 +1,242 @@
+//! How many requests may be with an upstream at once: a fixed number, or what it is found to take.
+//!
+//! Neutron's agent listens with a backlog of 5, so a connect beyond that is refused with `EAGAIN`
+//! at once; how many it takes depends on how many it serves at a time. That refusal is the only
+//! signal used: it is exact, while response times say nothing when nova's answers take anything
+//! from one millisecond to ten seconds.
+//!
+//! - A refusal lowers the bound to what *is* connected.
+//! - A connect that succeeds at the bound while requests wait raises it by one, so a burst finds the
+//!   bound by itself; after a refusal not before a pause, which grows with each attempt that was
+//!   refused and shrinks with each that was not.
+//!
+//! Pure state: [`super::queue::Queue`] keeps it under its lock.
+
+use std::{
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
+
+/// How the number of requests with an upstream is bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BoundPolicy {
+    /// Always this many.
+    Fixed(NonZeroU32),
+    /// As many as the upstream is found to take.
+    Adaptive {
+        /// Never more than this.
+        ceiling: NonZeroU32,
+    },
+}
+
+impl BoundPolicy {
+    /// The most this policy ever allows.
+    #[must_use]
+    pub const fn ceiling(self) -> u32 {
+        match self {
+            Self::Fixed(bound) | Self::Adaptive { ceiling: bound } => bound.get(),
+        }
+    }
+}
+
+/// A backlog of 5 takes one more than that, even from an agent that accepts nothing (measured).
+const START: u32 = 6;
+/// The shortest pause after a refusal.
+const PAUSE: Duration = Duration::from_millis(1);
+/// The pause is at most [`PAUSE`] times two to the power of this: 4 s.
+const LONGEST_PAUSE: u32 = 12;
+
+/// The bound in force.
+#[derive(Debug)]
+pub(super) struct Bound {
+    policy: BoundPolicy,
+    limit: u32,
+    connected: u32,
+    pause: u32,
+    quiet_until: Option<Instant>,
+    refusals: u64,
+}
+
+impl Bound {
+    pub(super) fn new(policy: BoundPolicy) -> Self {
+        let limit = match policy {
+            BoundPolicy::Fixed(bound) => bound.get(),
+            BoundPolicy::Adaptive { ceiling } => ceiling.get().min(START),
+        };
+        Self {
+            policy,
+            limit,
+            connected: 0,
+            pause: 0,
+            quiet_until: None,
+            refusals: 0,
+        }
+    }
+
+    /// How many requests may be with the upstream now, at least 1.
+    pub(super) const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// How many connections the upstream has taken and not finished with.
+    pub(super) const fn connected(&self) -> u32 {
+        self.connected
+    }
+
+    /// How many connects were refused because the backlog was full.
+    pub(super) const fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
+    pub(super) const fn ceiling(&self) -> u32 {
+        self.policy.ceiling()
+    }
+
+    /// Puts another policy in force, keeping what was learned as far as it allows.
+    pub(super) fn set_policy(&mut self, policy: BoundPolicy) {
+        self.limit = match policy {
+            BoundPolicy::Fixed(bound) => bound.get(),
+            BoundPolicy::Adaptive { ceiling } => self.limit.min(ceiling.get()),
+        };
+        self.policy = policy;
+    }
+
+    /// A connect succeeded.
+    ///
+    /// `pressed` is the time if requests wait for a place: only then is there reason to allow more.
+    pub(super) fn opened(&mut self, pressed: Option<Instant>) {
+        self.connected += 1;
+        if let BoundPolicy::Adaptive { ceiling } = self.policy {
+            self.limit = self.limit.max(self.connected.min(ceiling.get()));
+            if let Some(now) = pressed {
+                self.probe(now);
+            }
+        }
+    }
+
+    /// A connection is finished with.
+    pub(super) const fn closed(&mut self) {
+        self.connected -= 1;
+    }
+
+    /// A connect was refused because the backlog is full.
+    pub(super) fn refused(&mut self, now: Instant) {
+        self.refusals += 1;
+        if matches!(self.policy, BoundPolicy::Fixed(_)) {
+            return;
+        }
+        self.limit = self.limit.min(self.connected.max(1));
+        // Refusals during the pause tell nothing new: they were under way when it began.
+        if !self.is_quiet(now) {
+            self.pause = (self.pause + 2).min(LONGEST_PAUSE);
+            self.quiet_until = Some(now + PAUSE * (1 << self.pause));
+        }
+    }
+
+    /// Allows one more if all that are allowed are connected, and it may be tried again.
+    pub(super) fn probe(&mut self, now: Instant) {
+        if self.connected >= self.limit && self.limit < self.ceiling() && !self.is_quiet(now) {
+            self.limit += 1;
+            self.pause = self.pause.saturating_sub(1);
+        }
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.quiet_until.is_some_and(|until| now < until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adaptive(ceiling: u32) -> Bound {
+        Bound::new(BoundPolicy::Adaptive {
+            ceiling: NonZeroU32::new(ceiling).unwrap(),
+        })
+    }
+
+    /// Opens connections to an agent that takes `takes`, as fast as the bound allows.
+    fn burst(bound: &mut Bound, takes: u32, now: Instant) {
+        while bound.connected() < bound.limit() {
+            if bound.connected() < takes {
+                bound.opened(Some(now));
+            } else {
+                bound.refused(now);
+            }
+        }
+    }
+
+    #[test]
+    fn one_burst_finds_what_the_agent_takes() {
+        for takes in [1, 6, 7, 14, 100] {
+            let mut bound = adaptive(256);
+            burst(&mut bound, takes, Instant::now());
+            assert_eq!(bound.limit(), takes);
+            assert!(bound.refusals() <= 1);
+        }
+    }
+
+    #[test]
+    fn an_agent_that_never_refuses_gets_the_ceiling() {
+        let mut bound = adaptive(64);
+        burst(&mut bound, u32::MAX, Instant::now());
+        assert_eq!(bound.limit(), 64);
+    }
+
+    #[test]
+    fn a_settled_bound_is_hardly_ever_exceeded() {
+        let mut bound = adaptive(256);
+        let start = Instant::now();
+        burst(&mut bound, 7, start);
+        let mut now = start;
+        // A serial agent, a millisecond each, always more waiting.
+        for _ in 0..60_000 {
+            now += Duration::from_millis(1);
+            bound.closed();
+            burst(&mut bound, 7, now);
+            assert!((6..=8).contains(&bound.limit()));
+        }
+        assert!(
+            bound.refusals() < 30,
+            "{} refusals in a minute",
+            bound.refusals()
+        );
+    }
+
+    #[test]
+    fn it_grows_again_when_the_agent_takes_more() {
+        let mut bound = adaptive(256);
+        let start = Instant::now();
+        burst(&mut bound, 2, start);
+        assert_eq!(bound.limit(), 2);
+        let now = start + PAUSE * (1 << LONGEST_PAUSE);
+        bound.probe(now);
+        burst(&mut bound, 14, now);
+        assert_eq!(bound.limit(), 14);
+    }
+
+    #[test]
+    fn without_anybody_waiting_it_does_not_grow() {
+        let mut bound = adaptive(256);
+        for _ in 0..START {
+            bound.opened(None);
+        }
+        assert_eq!(bound.limit(), START);
+    }
+
+    #[test]
+    fn it_never_falls_below_one() {
+        let mut bound = adaptive(256);
+        bound.refused(Instant::now());
+        assert_eq!(bound.limit(), 1);
+    }
+
+    #[test]
+    fn a_fixed_bound_stays() {
+        let mut bound = Bound::new(BoundPolicy::Fixed(NonZeroU32::new(3).unwrap()));
+        bound.opened(Some(Instant::now()));
+        bound.refused(Instant::now());
+        assert_eq!(bound.limit(), 3);
+    }
+}

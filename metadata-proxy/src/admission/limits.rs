@@ -1,0 +1,374 @@
+//! Caps on connections and on requests in flight, so that no guest and no tenant can use up what
+//! the others need.
+//!
+//! Counted with tokens that give back when dropped. Memory is bounded by the cap on connections:
+//! an address is known only while it has one.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use slab::Slab;
+
+use crate::identity::{GuestAddress, Tenant};
+
+/// How many there may be at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caps {
+    /// Connections of all guests.
+    pub connections: u32,
+    /// Connections of one tenant's guests.
+    pub connections_per_tenant: u32,
+    /// Connections of one guest.
+    pub connections_per_guest: u32,
+    /// Requests of one guest that were admitted and not yet answered.
+    pub requests_per_guest: u32,
+}
+
+/// Which cap was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// [`Caps::connections`].
+    #[error("as many connections are open as this node may have")]
+    Connections,
+    /// [`Caps::connections_per_tenant`].
+    #[error("the tenant has as many connections open as it may have")]
+    TenantConnections,
+    /// [`Caps::connections_per_guest`].
+    #[error("the guest has as many connections open as it may have")]
+    GuestConnections,
+    /// [`Caps::requests_per_guest`].
+    #[error("the guest has as many requests in flight as it may have")]
+    GuestRequests,
+}
+
+impl Refusal {
+    /// Every refusal.
+    pub const ALL: [Self; 4] = [
+        Self::Connections,
+        Self::TenantConnections,
+        Self::GuestConnections,
+        Self::GuestRequests,
+    ];
+
+    /// The name used in metrics and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::TenantConnections => "tenant_connections",
+            Self::GuestConnections => "guest_connections",
+            Self::GuestRequests => "guest_requests",
+        }
+    }
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < Refusal::ALL.len() {
+        assert!(
+            Refusal::ALL[index] as usize == index,
+            "refusals must be listed in order"
+        );
+        index += 1;
+    }
+};
+
+/// What is open, for status and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitsSnapshot {
+    /// Connections open.
+    pub connections: u32,
+    /// Requests admitted and not yet answered.
+    pub requests: u32,
+    /// Guests with a connection.
+    pub guests: usize,
+    /// Tenants whose guests have a connection.
+    pub tenants: usize,
+    /// Refusals so far, in the order of [`Refusal::ALL`].
+    pub refused: [u64; 4],
+}
+
+/// Counts connections and requests against [`Caps`].
+pub struct Limits {
+    state: Mutex<State>,
+}
+
+struct State {
+    caps: Caps,
+    connections: u32,
+    requests: u32,
+    tenants: HashMap<Tenant, u32>,
+    guests: HashMap<(Tenant, GuestAddress), usize>,
+    counts: Slab<Guest>,
+    refused: [u64; 4],
+}
+
+struct Guest {
+    key: (Tenant, GuestAddress),
+    connections: u32,
+    requests: u32,
+}
+
+impl Limits {
+    /// Starts with nothing open.
+    #[must_use]
+    pub fn new(caps: Caps) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                caps,
+                connections: 0,
+                requests: 0,
+                tenants: HashMap::new(),
+                guests: HashMap::new(),
+                counts: Slab::new(),
+                refused: [0; 4],
+            }),
+        })
+    }
+
+    /// Puts other caps in force; what is open beyond them stays open.
+    pub fn set_caps(&self, caps: Caps) {
+        self.state().caps = caps;
+    }
+
+    /// Counts a connection until the token is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal`] says which cap it would exceed.
+    pub fn connect(
+        self: &Arc<Self>,
+        tenant: Tenant,
+        guest: GuestAddress,
+    ) -> Result<ConnectionToken, Refusal> {
+        let at = self.state().connect((tenant, guest))?;
+        Ok(ConnectionToken {
+            limits: Arc::clone(self),
+            at,
+        })
+    }
+
+    /// What is open.
+    #[must_use]
+    pub fn snapshot(&self) -> LimitsSnapshot {
+        let state = self.state();
+        LimitsSnapshot {
+            connections: state.connections,
+            requests: state.requests,
+            guests: state.guests.len(),
+            tenants: state.tenants.len(),
+            refused: state.refused,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn connect(&mut self, key: (Tenant, GuestAddress)) -> Result<usize, Refusal> {
+        let of_tenant = self.tenants.get(&key.0).copied().unwrap_or(0);
+        let known = self.guests.get(&key).copied();
+        let of_guest = known.map_or(0, |at| self.counts[at].connections);
+        if self.connections >= self.caps.connections {
+            return Err(self.refuse(Refusal::Connections));
+        }
+        if of_tenant >= self.caps.connections_per_tenant {
+            return Err(self.refuse(Refusal::TenantConnections));
+        }
+        if of_guest >= self.caps.connections_per_guest {
+            return Err(self.refuse(Refusal::GuestConnections));
+        }
+        let at = known.unwrap_or_else(|| {
+            let at = self.counts.insert(Guest {
+                key,
+                connections: 0,
+                requests: 0,
+            });
+            self.guests.insert(key, at);
+            at
+        });
+        self.counts[at].connections += 1;
+        self.connections += 1;
+        self.tenants.insert(key.0, of_tenant + 1);
+        Ok(at)
+    }
+
+    fn disconnect(&mut self, at: usize) {
+        let guest = &mut self.counts[at];
+        guest.connections -= 1;
+        let tenant = guest.key.0;
+        self.connections -= 1;
+        if let Some(of_tenant) = self.tenants.get_mut(&tenant) {
+            *of_tenant -= 1;
+            if *of_tenant == 0 {
+                self.tenants.remove(&tenant);
+            }
+        }
+        self.forget_if_gone(at);
+    }
+
+    fn request(&mut self, at: usize) -> Result<(), Refusal> {
+        let guest = &mut self.counts[at];
+        if guest.requests >= self.caps.requests_per_guest {
+            return Err(self.refuse(Refusal::GuestRequests));
+        }
+        guest.requests += 1;
+        self.requests += 1;
+        Ok(())
+    }
+
+    fn finish(&mut self, at: usize) {
+        self.counts[at].requests -= 1;
+        self.requests -= 1;
+        self.forget_if_gone(at);
+    }
+
+    /// A request's token may outlive its connection's, when the guest hangs up.
+    fn forget_if_gone(&mut self, at: usize) {
+        let guest = &self.counts[at];
+        if guest.connections == 0 && guest.requests == 0 {
+            let guest = self.counts.remove(at);
+            self.guests.remove(&guest.key);
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Refusal {
+        self.refused[refusal as usize] += 1;
+        refusal
+    }
+}
+
+/// One connection, counted until this is dropped.
+pub struct ConnectionToken {
+    limits: Arc<Limits>,
+    at: usize,
+}
+
+impl ConnectionToken {
+    /// Counts a request of this connection until the token is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal::GuestRequests`] if the guest has as many in flight as it may.
+    pub fn request(&self) -> Result<RequestToken, Refusal> {
+        self.limits.state().request(self.at)?;
+        Ok(RequestToken {
+            limits: Arc::clone(&self.limits),
+            at: self.at,
+        })
+    }
+}
+
+impl Drop for ConnectionToken {
+    fn drop(&mut self) {
+        self.limits.state().disconnect(self.at);
+    }
+}
+
+/// One request in flight, counted until this is dropped.
+pub struct RequestToken {
+    limits: Arc<Limits>,
+    at: usize,
+}
+
+impl Drop for RequestToken {
+    fn drop(&mut self) {
+        self.limits.state().finish(self.at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use metadata_proxy_common::TenantKind;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const CAPS: Caps = Caps {
+        connections: 6,
+        connections_per_tenant: 4,
+        connections_per_guest: 2,
+        requests_per_guest: 1,
+    };
+
+    fn tenant(number: u128) -> Tenant {
+        Tenant {
+            kind: TenantKind::Network,
+            id: Uuid::from_u128(number),
+        }
+    }
+
+    fn guest(number: u8) -> GuestAddress {
+        GuestAddress::from(IpAddr::from([10, 0, 0, number]))
+    }
+
+    #[test]
+    fn each_cap_refuses_and_says_which_it_was() {
+        let limits = Limits::new(CAPS);
+        let mut open = Vec::new();
+        let mut connect = |tenant_number, guest_number| {
+            limits
+                .connect(tenant(tenant_number), guest(guest_number))
+                .map(|token| open.push(token))
+        };
+        assert_eq!(connect(1, 1), Ok(()));
+        assert_eq!(connect(1, 1), Ok(()));
+        assert_eq!(connect(1, 1), Err(Refusal::GuestConnections));
+        assert_eq!(connect(1, 2), Ok(()));
+        assert_eq!(connect(1, 3), Ok(()));
+        assert_eq!(connect(1, 4), Err(Refusal::TenantConnections));
+        assert_eq!(
+            connect(2, 1),
+            Ok(()),
+            "another tenant's guest of the same address"
+        );
+        assert_eq!(connect(2, 2), Ok(()));
+        assert_eq!(connect(3, 1), Err(Refusal::Connections));
+        let snapshot = limits.snapshot();
+        assert_eq!(snapshot.connections, 6);
+        assert_eq!(snapshot.tenants, 2);
+        assert_eq!(snapshot.refused, [1, 1, 1, 0]);
+        open.clear();
+        assert_eq!(
+            limits.snapshot(),
+            LimitsSnapshot {
+                refused: [1, 1, 1, 0],
+                ..LimitsSnapshot::default()
+            }
+        );
+    }
+
+    #[test]
+    fn requests_are_counted_over_all_connections_of_a_guest() {
+        let limits = Limits::new(CAPS);
+        let first = limits.connect(tenant(1), guest(1)).unwrap();
+        let second = limits.connect(tenant(1), guest(1)).unwrap();
+        let request = first.request().unwrap();
+        assert_eq!(second.request().err(), Some(Refusal::GuestRequests));
+        drop(request);
+        assert!(second.request().is_ok());
+    }
+
+    #[test]
+    fn a_request_may_outlive_its_connection() {
+        let limits = Limits::new(CAPS);
+        let connection = limits.connect(tenant(1), guest(1)).unwrap();
+        let request = connection.request().unwrap();
+        drop(connection);
+        assert_eq!(limits.snapshot().requests, 1);
+        let again = limits.connect(tenant(1), guest(1)).unwrap();
+        assert_eq!(again.request().err(), Some(Refusal::GuestRequests));
+        drop((request, again));
+        assert_eq!(
+            limits.snapshot(),
+            LimitsSnapshot {
+                refused: [0, 0, 0, 1],
+                ..Default::default()
+            }
+        );
+    }
+}
