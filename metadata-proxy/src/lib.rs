@@ -4,5 +4,7 @@
 
 // What brings a connection here.
 pub mod identity;
+pub mod neutron;
+pub mod register;
 pub mod rewrite;
 pub mod upstream;

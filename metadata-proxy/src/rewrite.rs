@@ -38,13 +38,21 @@ impl Outgoing {
         out.put_u8(b' ');
         out.put_slice(self.target.as_bytes());
         out.put_slice(b" HTTP/1.1\r\n");
-        put_header(out, tenant.tag_name().as_str(), tenant.tag_value().as_bytes());
+        put_header(
+            out,
+            tenant.tag_name().as_str(),
+            tenant.tag_value().as_bytes(),
+        );
         put_header(out, "x-forwarded-for", self.guest.to_string().as_bytes());
         for (name, value) in &self.headers {
             put_header(out, name.as_str(), value.as_bytes());
         }
         if self.announces_body() {
-            put_header(out, "content-length", self.body.len().to_string().as_bytes());
+            put_header(
+                out,
+                "content-length",
+                self.body.len().to_string().as_bytes(),
+            );
         }
         put_header(out, "connection", connection.as_bytes());
         out.put_slice(b"\r\n");
