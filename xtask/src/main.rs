@@ -1,3 +1,19 @@
 //! Development commands, one verb per file.
 
-fn main() {}
+mod vm;
+
+use clap::Parser as _;
+
+/// Development commands.
+#[derive(clap::Parser)]
+#[command(name = "cargo xtask")]
+enum Xtask {
+    /// Runs the namespace tests in virtual machines, one for each kernel
+    VmTest(vm::VmTestArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Xtask::parse() {
+        Xtask::VmTest(args) => vm::run(&args),
+    }
+}
