@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::{
     identity::{GuestAddress, Tenant},
-    upstream::{Answer, AnswerBody, Asked, UpstreamError},
+    upstream::{Answer, AnswerBody, Spent, UpstreamError},
 };
 
 /// Bounds of the duration histograms, seconds.
@@ -147,9 +147,9 @@ impl Metrics {
         if let Some(reason) = access.error {
             self.failures.get_or_create(&ReasonLabel { reason }).inc();
         }
-        if let Some(upstream) = access.asked.upstream {
-            self.upstream_duration.observe(upstream.as_secs_f64());
-            self.queue_duration.observe(access.asked.queued.as_secs_f64());
+        if let Some(spent) = access.spent {
+            self.upstream_duration.observe(spent.upstream.as_secs_f64());
+            self.queue_duration.observe(spent.queued.as_secs_f64());
         }
         let record = Record {
             access,
@@ -183,8 +183,8 @@ pub struct Access {
     pub error: Option<&'static str>,
     /// When its head was read.
     pub started: Instant,
-    /// What the upstream took.
-    pub asked: Asked,
+    /// Where its time went, if an upstream was asked.
+    pub spent: Option<Spent>,
     /// Whether it is logged.
     pub is_logged: bool,
 }
@@ -198,7 +198,7 @@ struct Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Access { tenant, guest, method, uri, status, error, started, asked, is_logged } =
+        let Access { tenant, guest, method, uri, status, error, started, spent, is_logged } =
             &self.access;
         let total = started.elapsed();
         self.duration.observe(total.as_secs_f64());
@@ -213,8 +213,9 @@ impl Drop for Record {
                 path = uri.path(),
                 status = status.as_u16(),
                 error,
-                queue_us = micros(asked.queued),
-                upstream_us = asked.upstream.map(micros),
+                queue_us = spent.map(|spent| micros(spent.queued)),
+                upstream_us = spent.map(|spent| micros(spent.upstream)),
+                retries = spent.map(|spent| spent.retries),
                 total_us = micros(total),
                 bytes = self.bytes,
             );

@@ -51,8 +51,10 @@ pub struct Link {
     pub device: Device,
     /// Whether frames on it start with an Ethernet header, as `steer` expects.
     pub is_ethernet: bool,
-    /// Whether it has an address a guest could use as its gateway: any but the metadata address.
+    /// Whether it has an address other than a link-local IPv6 one.
     pub is_addressed: bool,
+    /// Whether the IPv4 metadata address is on it, as on the port of a DHCP agent.
+    pub has_metadata_v4: bool,
     /// Whether the IPv6 metadata address is on it.
     pub has_metadata_v6: bool,
     /// Whether that address was added by us.
@@ -102,6 +104,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         device: Device { name, index: message.header.index },
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_addressed: false,
+        has_metadata_v4: false,
         has_metadata_v6: false,
         metadata_v6_is_ours: false,
     })
@@ -118,8 +121,10 @@ fn note_address(link: &mut Link, message: &AddressMessage) {
                 link.metadata_v6_is_ours = is_ours;
             }
             AddressAttribute::Address(IpAddr::V6(v6)) if v6.is_unicast_link_local() => {}
-            AddressAttribute::Address(IpAddr::V4(v4)) if v4.octets() == METADATA_V4 => {}
-            AddressAttribute::Address(_) => link.is_addressed = true,
+            AddressAttribute::Address(address) => {
+                link.is_addressed = true;
+                link.has_metadata_v4 |= *address == IpAddr::V4(METADATA_V4_ADDR);
+            }
             _ => {}
         }
     }

@@ -15,6 +15,7 @@ use tracing::{debug, error, warn};
 
 use super::{Node, Open, guest_io::GuestIo, request};
 use crate::{
+    admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
     listener::Caller,
     tenants::Service,
@@ -33,6 +34,7 @@ pub(super) struct Guest {
     pub(super) address: GuestAddress,
     pub(super) service: Arc<Service>,
     pub(super) node: Arc<Node>,
+    pub(super) admitted: ConnectionToken,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -82,11 +84,23 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
     service.counters.connections.fetch_add(1, Ordering::Relaxed);
     match prove(&stream, peer, service, node) {
         Ok(identity) => {
+            let address = GuestAddress::of_peer(peer);
+            let admitted = match node.limits.connect(service.tenant, address) {
+                Ok(admitted) => admitted,
+                Err(refusal) => {
+                    service.counters.refused.fetch_add(1, Ordering::Relaxed);
+                    node.metrics.refused(refusal.label());
+                    debug!(tenant = %service.tenant, guest = %address, %refusal,
+                        "connection refused");
+                    return;
+                }
+            };
             let guest = Guest {
                 identity,
-                address: GuestAddress::of_peer(peer),
+                address,
                 service: Arc::clone(service),
                 node: Arc::clone(node),
+                admitted,
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -119,13 +133,6 @@ fn prove(
 async fn serve(stream: TcpStream, guest: Guest) {
     let service = Arc::clone(&guest.service);
     let node = Arc::clone(&guest.node);
-    let Some(_admitted) =
-        node.admission.connect(service.tenant, guest.address)
-    else {
-        node.metrics.refused("too_many_connections");
-        debug!(tenant = %service.tenant, guest = %guest.address, "too many connections");
-        return;
-    };
     service.counters.open.fetch_add(1, Ordering::Relaxed);
     let settings = service.settings.load();
     let mut http = http1::Builder::new();

@@ -15,14 +15,21 @@ use std::sync::{
 use tokio::sync::Notify;
 
 pub use self::connection::accept;
-use crate::{access::Metrics, admission::Admission, kernel::Kernel, node::workers::Ends};
+use crate::{
+    access::Metrics,
+    admission::{Limits, RateLimiter},
+    kernel::Kernel,
+    node::Ends,
+};
 
 /// What all connections of the node share.
 pub struct Node {
     /// The kernel programs, asked for each connection's tenant.
     pub kernel: Arc<dyn Kernel>,
-    /// Limits on connections and requests.
-    pub admission: Admission,
+    /// Caps on connections and requests.
+    pub limits: Arc<Limits>,
+    /// Counts requests against their rate limits.
+    pub rates: RateLimiter,
     /// What is counted and timed.
     pub metrics: Metrics,
     /// How serving ends.
@@ -34,10 +41,17 @@ pub struct Node {
 impl Node {
     /// Makes the shared state of a node without connections.
     #[must_use]
-    pub fn new(kernel: Arc<dyn Kernel>, admission: Admission, metrics: Metrics, ends: Ends) -> Self {
+    pub fn new(
+        kernel: Arc<dyn Kernel>,
+        limits: Arc<Limits>,
+        rates: RateLimiter,
+        metrics: Metrics,
+        ends: Ends,
+    ) -> Self {
         Self {
             kernel,
-            admission,
+            limits,
+            rates,
             metrics,
             ends,
             open: AtomicUsize::new(0),

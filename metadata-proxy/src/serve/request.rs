@@ -1,6 +1,10 @@
 //! One request: admit, rebuild, ask, answer.
 
-use std::{convert::Infallible, sync::atomic::Ordering, time::Instant};
+use std::{
+    convert::Infallible,
+    sync::atomic::Ordering,
+    time::Instant,
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -10,10 +14,10 @@ use hyper::body::{Body as _, Incoming};
 use super::connection::Guest;
 use crate::{
     access::{Access, Recorded},
-    admission::Denied,
+    admission::{Refusal, RequestToken, Verdict},
     rewrite::{self, BadRequest},
     tenants::Settings,
-    upstream::{Answer, AnswerBody, Asked, UpstreamError},
+    upstream::{Answer, AnswerBody, Spent, UpstreamError},
 };
 
 /// Why a request got no answer from an upstream.
@@ -27,8 +31,10 @@ enum RequestError {
     BodyTimedOut,
     #[error("the body is broken: {0}")]
     BodyBroken(hyper::Error),
-    #[error(transparent)]
-    Denied(#[from] Denied),
+    #[error("too many requests: more than the rate limit allows")]
+    RateLimited { retry_after_seconds: u64 },
+    #[error("too many requests at once: {0}")]
+    TooManyAtOnce(#[from] Refusal),
     #[error("this router has no internal network with an address")]
     NoInternalNetwork,
     #[error(transparent)]
@@ -52,16 +58,36 @@ impl RequestError {
             }
             Self::BodyTimedOut => (StatusCode::REQUEST_TIMEOUT, "body_timeout", Fault::Guest),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken", Fault::Guest),
-            Self::Denied(_) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", Fault::Guest),
+            Self::RateLimited { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limited", Fault::Guest)
+            }
+            Self::TooManyAtOnce(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", Fault::Guest)
+            }
             Self::NoInternalNetwork => {
                 (StatusCode::NOT_FOUND, "no_internal_network", Fault::Guest)
             }
-            Self::Upstream(error) => (error.status(), error.label(), match error {
-                UpstreamError::HeadTooLarge { .. } | UpstreamError::BodyTooLarge { .. } => {
-                    Fault::Guest
+            Self::Upstream(error) => match error {
+                UpstreamError::HeadTooLarge { .. } => {
+                    (error.status(), "head_too_large", Fault::Guest)
                 }
-                _ => Fault::Upstream,
-            }),
+                UpstreamError::BodyTooLarge { .. } => {
+                    (error.status(), "body_too_large", Fault::Guest)
+                }
+                UpstreamError::Unreachable { .. } => {
+                    (error.status(), "upstream_unreachable", Fault::Upstream)
+                }
+                UpstreamError::TimedOut { .. } => {
+                    (error.status(), "upstream_timeout", Fault::Upstream)
+                }
+                UpstreamError::Garbled { .. } => {
+                    (error.status(), "upstream_garbled", Fault::Upstream)
+                }
+                UpstreamError::QueueFull { .. } => (error.status(), "queue_full", Fault::Upstream),
+                UpstreamError::QueueTimedOut { .. } => {
+                    (error.status(), "queue_timeout", Fault::Upstream)
+                }
+            },
         }
     }
 
@@ -71,7 +97,10 @@ impl RequestError {
             Self::Bad(_) | Self::BodyTooLarge { .. } | Self::BodyTimedOut | Self::BodyBroken(_) => {
                 true
             }
-            Self::Denied(_) | Self::NoInternalNetwork | Self::Upstream(_) => false,
+            Self::RateLimited { .. }
+            | Self::TooManyAtOnce(_)
+            | Self::NoInternalNetwork
+            | Self::Upstream(_) => false,
         }
     }
 
@@ -90,18 +119,30 @@ impl RequestError {
         if self.ends_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if let Self::Denied(Denied { retry_after_seconds: Some(seconds) }) = self {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        if let Self::RateLimited { retry_after_seconds } = self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
         }
         answer
     }
 
     /// The text without what a guest has no business to know: the node's paths and addresses.
     fn for_guest(&self) -> String {
-        match self {
-            Self::Upstream(error) => error.for_guest().to_owned(),
-            other => other.to_string(),
-        }
+        let text = match self {
+            Self::Upstream(UpstreamError::Unreachable { .. }) => {
+                "the metadata service cannot be reached"
+            }
+            Self::Upstream(
+                UpstreamError::QueueFull { .. } | UpstreamError::QueueTimedOut { .. },
+            ) => "the metadata service is overloaded",
+            Self::Upstream(UpstreamError::TimedOut { .. }) => {
+                "the metadata service gave no answer in time"
+            }
+            Self::Upstream(UpstreamError::Garbled { .. }) => {
+                "the metadata service gave no valid answer"
+            }
+            other => return other.to_string(),
+        };
+        text.to_owned()
     }
 }
 
@@ -115,8 +156,8 @@ pub(super) async fn answer(
     service.counters.requests.fetch_add(1, Ordering::Relaxed);
     let settings = service.settings.load();
     let (head, body) = request.into_parts();
-    let mut asked = Asked::default();
-    let outcome = steps(guest, &settings, &head, body, &mut asked).await;
+    let mut spent = None;
+    let outcome = steps(guest, &settings, &head, body, &mut spent).await;
     let (answer, error) = match outcome {
         Ok(answer) => (answer, None),
         Err(error) => {
@@ -135,7 +176,7 @@ pub(super) async fn answer(
         status: answer.status(),
         error,
         started,
-        asked,
+        spent,
         is_logged: settings.log_access,
     };
     Ok(guest.node.metrics.record(access, answer))
@@ -147,17 +188,29 @@ async fn steps(
     settings: &Settings,
     head: &http::request::Parts,
     body: Incoming,
-    asked: &mut Asked,
+    spent: &mut Option<Spent>,
 ) -> Result<Answer, RequestError> {
     rewrite::check(head)?;
-    let _admitted =
-        guest.node.admission.request(guest.identity.tenant(), guest.address, &settings.rate_limit)?;
+    let _in_flight = admit(guest, settings)?;
     if !guest.service.may_forward() {
         return Err(RequestError::NoInternalNetwork);
     }
     let body = collect(body, settings).await?;
     let outgoing = rewrite::rebuild(head, body, guest.identity, guest.address)?;
-    Ok(settings.upstream.ask(outgoing, asked).await?)
+    let spent = spent.insert(Spent::default());
+    Ok(settings.upstream.ask(&outgoing, settings.upstream_timeouts(), spent).await?)
+}
+
+/// Whether this guest may ask now; counts it either way.
+fn admit(guest: &Guest, settings: &Settings) -> Result<RequestToken, RequestError> {
+    if let Some(limits) = &settings.rate_limits {
+        let tenant = guest.identity.tenant();
+        let verdict = guest.node.rates.check(tenant, guest.address, limits, Instant::now());
+        if let Verdict::Denied { retry_after } = verdict {
+            return Err(RequestError::RateLimited { retry_after_seconds: retry_after });
+        }
+    }
+    Ok(guest.admitted.request()?)
 }
 
 /// Reads a whole body, within its limits of size and time.

@@ -188,7 +188,8 @@ fn may_forward(kind: TenantKind, faced: &[&Link]) -> bool {
 }
 
 /// In a router the IPv6 metadata address is nobody's until we add it. Only to devices that are
-/// addressed: the standby of a highly available router must not answer for its master.
+/// addressed: the standby of a highly available router must not answer for its master. And not to
+/// the port of a DHCP agent, where that agent adds it and settles who has it.
 fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> usize {
     if kind != TenantKind::Router {
         place.metadata_v6 = BTreeSet::new();
@@ -201,7 +202,7 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         if link.metadata_v6_is_ours {
             place.metadata_v6.insert(index);
         }
-        let result = match (link.is_addressed, link.has_metadata_v6) {
+        let result = match (link.is_addressed && !link.has_metadata_v4, link.has_metadata_v6) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
                 place.metadata_v6.insert(index);
                 mended += 1;

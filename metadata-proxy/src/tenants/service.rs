@@ -1,21 +1,19 @@
 //! What workers see of a tenant: enough to serve its guests, nothing that changes the node.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{RateLimitConfig, TimeoutsConfig},
+    admission::RateLimits,
+    config::TimeoutsConfig,
     identity::Tenant,
     kernel::NetnsCookie,
-    upstream::Upstream,
+    upstream::{self, Upstream},
 };
 
 /// How a tenant is served; swapped whole when the configuration changes.
@@ -24,8 +22,8 @@ pub struct Settings {
     pub upstream: Arc<Upstream>,
     /// How long each step may take.
     pub timeouts: TimeoutsConfig,
-    /// How often a guest may ask.
-    pub rate_limit: RateLimitConfig,
+    /// How often a guest may ask, if that is limited.
+    pub rate_limits: Option<RateLimits>,
     /// Longest request head, bytes.
     pub head_bytes: usize,
     /// Longest request body, bytes.
@@ -35,10 +33,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How long an idle connection may wait for its next request.
+    /// How long the upstream may take.
     #[must_use]
-    pub const fn idle(&self) -> Duration {
-        self.timeouts.keep_alive
+    pub const fn upstream_timeouts(&self) -> upstream::Timeouts {
+        upstream::Timeouts { connect: self.timeouts.connect, server: self.timeouts.server }
     }
 }
 
