@@ -1,5 +1,7 @@
 //! Who answers: a small closed set of kinds behind one function, [`Upstream::ask`].
 
+pub mod embedded;
+
 use std::{
     pin::Pin,
     task::{Context, Poll},
