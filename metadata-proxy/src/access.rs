@@ -4,7 +4,10 @@
 
 use std::{
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -20,6 +23,7 @@ use prometheus_client::{
 use tracing::{info, warn};
 
 use crate::{
+    admin::api::LastError,
     identity::{GuestAddress, Tenant},
     upstream::{Answer, AnswerBody, Spent, UpstreamError},
 };
@@ -51,6 +55,7 @@ pub struct Metrics {
     queue_duration: Histogram,
     last_exhausted: AtomicU64,
     last_upstream_failure: AtomicU64,
+    last_error: Mutex<Option<LastError>>,
 }
 
 impl Metrics {
@@ -69,6 +74,7 @@ impl Metrics {
             queue_duration: histogram(),
             last_exhausted: AtomicU64::new(0),
             last_upstream_failure: AtomicU64::new(0),
+            last_error: Mutex::default(),
         };
         registry.register("requests", "Requests answered", metrics.requests.clone());
         registry.register(
@@ -130,11 +136,20 @@ impl Metrics {
         once_a_second(&self.last_exhausted)
     }
 
-    /// Logs that the upstream failed, once a second at most: each is in the access log anyway.
+    /// Remembers that the upstream failed, and logs it, once a second at most: each is in the access
+    /// log anyway.
     pub fn upstream_failed(&self, tenant: Tenant, error: &dyn std::error::Error) {
         if once_a_second(&self.last_upstream_failure) {
             warn!(%tenant, %error, "no answer from the upstream");
+            let last = LastError { message: error.to_string(), at_unix: now_unix() };
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         }
+    }
+
+    /// The last thing that went wrong with the upstream.
+    #[must_use]
+    pub fn last_upstream_error(&self) -> Option<LastError> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Has an answer recorded when its last byte is given to the guest, or it is dropped.
@@ -163,8 +178,12 @@ impl Metrics {
 
 /// True if the last time was more than a second ago.
 fn once_a_second(last: &AtomicU64) -> bool {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now_unix();
     last.swap(now, Ordering::Relaxed) != now
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// What is known of a request when its answer begins.

@@ -145,6 +145,12 @@ impl Netns {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
+    /// The file descriptor.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Which namespace it is.
     #[must_use]
     pub const fn id(&self) -> NetnsId {

@@ -12,7 +12,6 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::{serve, tenants::Service};
 
@@ -85,22 +84,13 @@ async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<serve::Node>) {
                 }
                 None => break,
             },
-            () = node.stopping.cancelled() => break,
+            () = node.ends.stopping.cancelled() => break,
         }
     }
     drop(jobs);
     // Connections go on until they are through or nobody waits for them any longer.
     tokio::select! {
         () = node.connections_over() => {}
-        () = node.aborting.cancelled() => {}
+        () = node.ends.aborting.cancelled() => {}
     }
-}
-
-/// The two ways in which serving ends.
-#[derive(Clone, Default)]
-pub struct Ends {
-    /// Accept nothing more, finish what is in flight.
-    pub stopping: CancellationToken,
-    /// Drop what is in flight too.
-    pub aborting: CancellationToken,
 }

@@ -13,7 +13,7 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 pub use self::{
     life::{Backoff, Phase},
     place::{Engine, Plan},
-    registry::{AddError, Command, Registry, RegistryHandle},
+    registry::{AddError, Command, Registry, RegistryHandle, RegistryParts},
     service::{Counters, Service, Settings},
 };
 use crate::{

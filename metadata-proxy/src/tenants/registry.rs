@@ -23,8 +23,8 @@ use super::{
     place::{self, Opened, Place, PlaceError},
 };
 use crate::{
-    admin::api::{InterfaceStatus, TenantStatus},
-    identity::{Tenant, kind_name},
+    admin::api::{Counts, InterfaceState, InterfaceStatus, TenantState, TenantStatus},
+    identity::Tenant,
     kernel::{Kernel, NetnsCookie},
     netns::{Netns, NetnsError, NetnsId, NetnsThread},
     node::workers::Workers,
@@ -60,6 +60,10 @@ pub enum Command {
     Reconfigure(Arc<Settings>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
+    /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
+    Remove(Tenant, oneshot::Sender<Option<bool>>),
+    /// Steer nothing more; what is open goes on.
+    Quiesce(oneshot::Sender<()>),
     /// Take everything down; the registry ends.
     Shutdown(oneshot::Sender<()>),
 }
@@ -78,6 +82,13 @@ impl RegistryHandle {
     pub async fn list(&self) -> Vec<TenantStatus> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::List(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Takes back a declaration made by hand; false if others declare the tenant, `None` if nobody.
+    pub async fn remove(&self, tenant: Tenant) -> Option<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Remove(tenant, reply)).await;
         answer.await.unwrap_or_default()
     }
 
@@ -108,6 +119,7 @@ pub struct Registry {
     backoff: Backoff,
     entries: HashMap<NetnsId, Entry>,
     dirty: HashSet<NetnsId>,
+    is_quiet: bool,
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
     on_settled: Option<Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send>>,
@@ -178,6 +190,7 @@ impl Registry {
             backoff: parts.backoff,
             entries: HashMap::new(),
             dirty: HashSet::new(),
+            is_quiet: false,
             commands,
             sender,
             on_settled: Some(parts.on_settled),
@@ -234,7 +247,54 @@ impl Registry {
             Command::List(reply) => {
                 let _ = reply.send(self.list());
             }
+            Command::Remove(tenant, reply) => {
+                let _ = reply.send(self.remove(tenant).await);
+            }
+            Command::Quiesce(done) => {
+                self.quiesce().await;
+                let _ = done.send(());
+            }
+            // Ends the loop that calls this.
             Command::Shutdown(_) => {}
+        }
+    }
+
+    async fn remove(&mut self, tenant: Tenant) -> Option<bool> {
+        let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
+            let declarations = &entry.declarations;
+            declarations.values().any(|declaration| declaration.tenant == tenant).then(|| {
+                (*netns, declarations.get(&Provider::Admin).is_some_and(|d| d.tenant == tenant))
+            })
+        })?;
+        if by_hand {
+            self.withdraw(netns, Provider::Admin).await;
+        }
+        Some(by_hand)
+    }
+
+    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
+    async fn quiesce(&mut self) {
+        self.is_quiet = true;
+        for entry in self.entries.values_mut() {
+            let Some(served) = &mut entry.served else { continue };
+            let attachments = std::mem::take(&mut served.place.attachments);
+            let kernel = Arc::clone(&self.kernel);
+            let cookie = served.place.cookie;
+            let detach = move || {
+                for attachment in attachments.values() {
+                    if let Err(error) = kernel.detach(cookie, attachment) {
+                        warn!(%error, "left steer attached");
+                    }
+                }
+            };
+            match Netns::of_socket(&served.handle) {
+                Ok(netns) => {
+                    if let Err(error) = self.netns.run(netns, detach).await {
+                        warn!(%error, "cannot detach before draining");
+                    }
+                }
+                Err(error) => warn!(%error, "cannot detach before draining"),
+            }
         }
     }
 
@@ -321,7 +381,7 @@ impl Registry {
     async fn bring_up(&mut self, netns: NetnsId) {
         let Some(entry) = self.entries.get(&netns) else { return };
         let Some(declaration) = entry.declaration().cloned() else { return };
-        if *entry.life.phase() == Phase::Suspended {
+        if self.is_quiet || *entry.life.phase() == Phase::Suspended {
             return;
         }
         let settings = (self.settings_of)(&self.settings, &declaration);
@@ -457,6 +517,9 @@ impl Registry {
 
     /// Looks at one namespace and puts right what is not as it should be.
     async fn converge(&mut self, netns: NetnsId) {
+        if self.is_quiet {
+            return;
+        }
         let Some(entry) = self.entries.get_mut(&netns) else { return };
         let Some(declaration) = entry.declaration().cloned() else { return };
         let Some(mut served) = entry.served.take() else { return };
@@ -533,7 +596,7 @@ impl Registry {
             .iter()
             .filter_map(|(netns, entry)| status(*netns, entry, self.port))
             .collect();
-        list.sort_by(|a, b| (&a.kind, a.id).cmp(&(&b.kind, b.id)));
+        list.sort_by_key(|status| (status.kind, status.id));
         list
     }
 
@@ -542,4 +605,55 @@ impl Registry {
             self.take_down(netns).await;
         }
     }
+}
+
+fn status(netns: NetnsId, entry: &Entry, port: u16) -> Option<TenantStatus> {
+    use std::sync::atomic::Ordering::Relaxed;
+    let declaration = entry.declaration()?;
+    let counters = &entry.counters;
+    let (state, reason) = match entry.life.phase() {
+        Phase::Pending => (TenantState::Pending, None),
+        Phase::Serving => (TenantState::Serving, None),
+        Phase::Failing { reason, .. } => (TenantState::Failing, Some(reason.clone())),
+        Phase::Suspended => {
+            let reason = "its stand-in ended; it is served again when the next one starts";
+            (TenantState::Pending, Some(reason.to_owned()))
+        }
+    };
+    let since = entry.life.since().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Some(TenantStatus {
+        kind: declaration.tenant.kind,
+        id: declaration.tenant.id,
+        namespace: declaration.name.clone(),
+        netns_inode: netns.inode(),
+        netns_cookie: entry.served.as_ref().map_or(0, |served| served.place.cookie.0),
+        provider: declaration.provider.label().to_owned(),
+        state,
+        reason,
+        attempts: entry.life.failures().into(),
+        since_unix: since.as_secs(),
+        listener: entry.served.as_ref().map(|_| format!("[::]:{port}")),
+        interfaces: entry.served.as_ref().map(interfaces).unwrap_or_default(),
+        connections: Counts {
+            open: counters.open.load(Relaxed),
+            total: counters.connections.load(Relaxed),
+        },
+        requests: Counts { open: 0, total: counters.requests.load(Relaxed) },
+    })
+}
+
+fn interfaces(served: &Served) -> Vec<InterfaceStatus> {
+    let attached = served.place.attachments.values().map(|attachment| InterfaceStatus {
+        name: attachment.device.name.clone(),
+        index: attachment.device.index,
+        state: InterfaceState::Attached,
+        reason: None,
+    });
+    let refused = served.place.refused.iter().map(|(device, reason)| InterfaceStatus {
+        name: device.name.clone(),
+        index: device.index,
+        state: InterfaceState::Failing,
+        reason: Some(reason.clone()),
+    });
+    attached.chain(refused).collect()
 }

@@ -8,6 +8,7 @@ mod agent;
 mod answer;
 mod backoff;
 mod counters;
+pub mod embedded;
 mod error;
 mod http;
 mod pool;
@@ -66,6 +67,8 @@ pub enum Upstream {
     Agent(Agent),
     /// An HTTP server behind a TCP endpoint.
     Http(Http),
+    /// This process, from a file.
+    Embedded(Arc<embedded::Embedded>),
 }
 
 impl Upstream {
@@ -83,6 +86,7 @@ impl Upstream {
         let outcome = match self {
             Self::Agent(agent) => agent.ask(request, timeouts, started, spent).await,
             Self::Http(http) => http.ask(request, timeouts, started, spent).await,
+            Self::Embedded(embedded) => Ok(embedded.answer(request)),
         };
         spent.upstream = started.elapsed().saturating_sub(spent.queued);
         outcome
@@ -94,6 +98,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.name(),
             Self::Http(http) => http.name(),
+            Self::Embedded(_) => "embedded",
         }
     }
 
@@ -103,6 +108,7 @@ impl Upstream {
         match self {
             Self::Agent(_) => "agent",
             Self::Http(_) => "http",
+            Self::Embedded(_) => "embedded",
         }
     }
 
@@ -112,6 +118,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.snapshot(),
             Self::Http(http) => http.snapshot(),
+            Self::Embedded(_) => counters::Counters::default().snapshot(crate::admission::QueueSnapshot::default()),
         }
     }
 
@@ -120,6 +127,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.queue().reconfigure(bound, waiting),
             Self::Http(http) => http.queue().reconfigure(bound, waiting),
+            Self::Embedded(_) => {}
         }
     }
 }

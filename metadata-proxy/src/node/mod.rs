@@ -1,0 +1,403 @@
+//! The agent as a whole: puts its parts together, starts them in order, and ends them in order.
+//!
+//! One thread with a runtime runs everything that changes the node (the registry, discovery, the
+//! sockets for operators and stand-ins, signals); the workers serve.
+
+mod control;
+mod exposition;
+mod logging;
+mod settings;
+pub mod workers;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::{
+    control::NodeControl,
+    settings::SettingsFactory,
+    workers::{WorkerThreads, Workers},
+};
+use crate::{
+    access::Metrics,
+    admin::AdminServer,
+    admission::{Caps, Limits, RateLimiter},
+    config::{Config, ConfigSources},
+    discovery::Discovery,
+    kernel::{self, EbpfKernel, Kernel, KernelOptions},
+    listener,
+    netns::NetnsThread,
+    register::{self, RegisterEvent},
+    serve,
+    tenants::{
+        Backoff, Command, Declaration, Engine, Provider, Registry, RegistryHandle, RegistryParts,
+        Source,
+    },
+};
+
+/// How many guest addresses the rate limiter remembers, and how many of one tenant: haproxy's
+/// tables hold 10,240 each.
+const RATE_TRACKED: usize = 262_144;
+const RATE_TRACKED_PER_TENANT: usize = 10_240;
+
+/// The two ways in which serving ends.
+#[derive(Clone, Default)]
+pub struct Ends {
+    /// Accept nothing more, finish what is in flight.
+    pub stopping: CancellationToken,
+    /// Drop what is in flight too.
+    pub aborting: CancellationToken,
+}
+
+/// Runs the agent until it is told to end.
+///
+/// # Errors
+/// Whatever keeps it from starting, with what to do about it. Once it runs, failures are logged,
+/// shown in `status`, and dealt with.
+pub fn run(config: Config, sources: ConfigSources) -> anyhow::Result<()> {
+    logging::start(&config.log)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot make the control runtime")?;
+    runtime.block_on(async {
+        let node = Running::start(config, sources).await?;
+        node.until_ended().await
+    })
+}
+
+/// As many files as we may: a listener and a netlink socket for each tenant, and the connections.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "cannot raise the limit of open files to what is allowed");
+    }
+}
+
+/// The agent while it runs.
+struct Running {
+    config: Arc<ArcSwap<Config>>,
+    control: Arc<NodeControl>,
+    node: Arc<serve::Node>,
+    ends: Ends,
+    threads: WorkerThreads,
+    workers: Workers,
+    kernel: Arc<EbpfKernel>,
+    registry: RegistryHandle,
+    registry_task: JoinHandle<()>,
+    /// Everything that may be stopped without order.
+    tasks: Vec<JoinHandle<()>>,
+    sockets_stop: CancellationToken,
+    signals: Signals,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Running {
+    async fn start(config: Config, sources: ConfigSources) -> anyhow::Result<Self> {
+        let signals = Signals::listen().context("cannot listen for signals")?;
+        let started = Instant::now();
+        let own_cookie = listener::netns_cookie().context(
+            "this kernel cannot tell which namespace a connection belongs to (SO_NETNS_COOKIE, \
+             Linux 5.14): no connection could be proved to come from a tenant",
+        )?;
+        // First of all, since they say whether another agent is running.
+        let admin = AdminServer::bind(&config.admin.socket)?;
+        let register = register::Listener::bind(&config.admin.register_socket)?;
+
+        let kernel = Arc::new(load_kernel(&config)?);
+        let engine = settings::engine(&config);
+        let mut metrics_registry = MetricsRegistry::with_prefix("metadata_proxy");
+        let ends = Ends::default();
+        let node = Arc::new(serve::Node::new(
+            Arc::clone(&kernel) as Arc<dyn Kernel>,
+            Limits::new(caps(&config)),
+            RateLimiter::new(RATE_TRACKED, RATE_TRACKED_PER_TENANT),
+            Metrics::new(&mut metrics_registry),
+            ends.clone(),
+        ));
+        let workers = match config.workers {
+            0 => std::thread::available_parallelism().map_or(1, Into::into),
+            count => count,
+        };
+        let (workers, threads) =
+            Workers::start(workers, &node).context("cannot start the workers")?;
+        let netns = NetnsThread::start().context("cannot start the namespace thread")?;
+
+        let factory = SettingsFactory::new(&config).await?;
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let mut tasks = Vec::new();
+        if let Some(embedded) = factory.embedded() {
+            tasks.push(tokio::spawn(embedded.watch()));
+        }
+        let factory = Arc::new(factory);
+        let (registry, handle) = {
+            let config = config.load();
+            let factory = Arc::clone(&factory);
+            let orphans = Arc::clone(&kernel);
+            Registry::new(RegistryParts {
+                kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,
+                netns: netns.clone(),
+                workers: workers.clone(),
+                settings: factory.node_settings(),
+                settings_of: Box::new(move |node, declaration| factory.of(node, declaration)),
+                engine,
+                port: config.listener.port,
+                own_cookie,
+                backoff: Backoff {
+                    min: config.discovery.retry_min,
+                    max: config.discovery.retry_max,
+                },
+                on_settled: Box::new(move |served| {
+                    orphans.remove_orphans(|cookie| served.contains(&cookie));
+                    match orphans.remove_stale_declarations(|cookie| served.contains(&cookie)) {
+                        Ok(0) => {}
+                        Ok(count) => info!(count, "forgot tenants of an earlier run"),
+                        Err(error) => warn!(%error, "cannot forget tenants of an earlier run"),
+                    }
+                }),
+            })
+        };
+        let registry_task = tokio::spawn(registry.run());
+        let (scanned, is_scanned) = watch::channel(false);
+        let discovery = Discovery::new(
+            Arc::clone(&config),
+            Arc::clone(&kernel) as Arc<dyn Kernel>,
+            netns,
+            handle.clone(),
+        );
+        tasks.push(tokio::spawn(discovery.run(move || {
+            scanned.send_replace(true);
+        })));
+
+        let sockets_stop = CancellationToken::new();
+        tasks.push(serve_registrations(register, &config, &handle, sockets_stop.clone())?);
+        let control = Arc::new(NodeControl {
+            config: Arc::clone(&config),
+            sources,
+            started,
+            engine,
+            kernel: Arc::clone(&kernel),
+            node: Arc::clone(&node),
+            registry: handle.clone(),
+            factory,
+            metrics: metrics_registry,
+            is_scanned,
+        });
+        tasks.push({
+            let control = Arc::clone(&control);
+            let stop = sockets_stop.clone();
+            tokio::spawn(async move {
+                if let Err(error) = admin.serve(control, stop).await {
+                    error!(%error, "the admin socket is not served");
+                }
+            })
+        });
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            engine = settings::engine_name(engine),
+            attach = kernel.attach_type().label(),
+            "metadata-proxy started"
+        );
+        Ok(Self {
+            config,
+            control,
+            node,
+            ends,
+            threads,
+            workers,
+            kernel,
+            registry: handle,
+            registry_task,
+            tasks,
+            sockets_stop,
+            signals,
+        })
+    }
+
+    /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
+    async fn until_ended(mut self) -> anyhow::Result<()> {
+        loop {
+            tokio::select! {
+                () = self.signals.end() => break,
+                _ = self.signals.hangup.recv() => {
+                    use crate::admin::Control as _;
+                    // Both outcomes are logged where they happen.
+                    let _ = self.control.reload().await;
+                }
+            }
+        }
+        let grace = self.config.load().shutdown.grace;
+        info!(grace = ?grace, connections = self.node.open_connections(), "draining");
+        // Nothing new is steered here from now on; what was accepted is served to its end.
+        let (quiet, is_quiet) = oneshot::channel();
+        self.registry.send(Command::Quiesce(quiet)).await;
+        let _ = is_quiet.await;
+        self.ends.stopping.cancel();
+        tokio::select! {
+            () = self.node.connections_over() => {}
+            () = tokio::time::sleep(grace) => warn!("grace period over; open connections are dropped"),
+            () = self.signals.end() => warn!("told twice; open connections are dropped"),
+        }
+        self.ends.aborting.cancel();
+        let (down, is_down) = oneshot::channel();
+        self.registry.send(Command::Shutdown(down)).await;
+        let _ = is_down.await;
+        let _ = self.registry_task.await;
+        self.sockets_stop.cancel();
+        for task in self.tasks {
+            // Those that serve sockets remove their files; the others just stop.
+            let ended = tokio::time::timeout(Duration::from_millis(200), task);
+            let _ = ended.await;
+        }
+        drop(self.workers);
+        self.threads.join();
+        self.kernel.remove_pins();
+        info!("ended");
+        Ok(())
+    }
+}
+
+fn load_kernel(config: &Config) -> anyhow::Result<EbpfKernel> {
+    let kernel = EbpfKernel::load(KernelOptions {
+        bpffs_dir: config.steering.bpffs_dir.clone(),
+        listener_port: config.listener.port,
+        listener_v4_only: !listener::kernel_has_ipv6(),
+        max_tenants: config.steering.max_tenants,
+        debug_log: config.steering.debug_log,
+    })?;
+    if config.steering.connect_hooks {
+        let cgroup = config.steering.cgroup.clone().or_else(kernel::cgroup2_root);
+        let Some(cgroup) = cgroup else {
+            bail!(
+                "no cgroup v2 hierarchy is mounted, which the connect hooks need: mount one, or \
+                 set steering.connect_hooks to false"
+            );
+        };
+        if let Err(error) = kernel.attach_cgroup_hooks(&cgroup) {
+            kernel.remove_pins();
+            return Err(error.into());
+        }
+    }
+    Ok(kernel)
+}
+
+fn caps(config: &Config) -> Caps {
+    let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Caps {
+        connections: bounded(config.limits.connections),
+        connections_per_tenant: bounded(config.limits.connections_per_tenant),
+        connections_per_guest: bounded(config.limits.connections_per_guest),
+        requests_per_guest: bounded(config.limits.requests_in_flight_per_guest),
+    }
+}
+
+/// Serves the socket on which haproxy's stand-ins register their tenants.
+fn serve_registrations(
+    listener: register::Listener,
+    config: &Arc<ArcSwap<Config>>,
+    registry: &RegistryHandle,
+    stop: CancellationToken,
+) -> anyhow::Result<JoinHandle<()>> {
+    let server = register::Server::new(listener, register::Limits::default())
+        .context("cannot watch the registration socket")?;
+    let (events, mut inbox) = mpsc::channel(64);
+    let config = Arc::clone(config);
+    let registry = registry.clone();
+    tokio::spawn(async move {
+        let mut leases = std::collections::HashMap::new();
+        while let Some(event) = inbox.recv().await {
+            match event {
+                RegisterEvent::Started(registration) => {
+                    let reply = registration.reply;
+                    let netns = crate::netns::Netns::from_fd(registration.netns);
+                    let Some(netns) = netns else {
+                        reply.failed("what was handed over is no network namespace");
+                        continue;
+                    };
+                    leases.insert(registration.lease, (netns.id(), reply));
+                    let config = config.load();
+                    let interfaces = &config.interfaces;
+                    let declaration = Declaration {
+                        provider: Provider::Register,
+                        tenant: registration.tenant,
+                        name: namespace_name(registration.tenant),
+                        netns: netns.id(),
+                        source: Source::File(Arc::new(netns.into_fd())),
+                        // A router may be served from within a network's namespace.
+                        interfaces: [
+                            &interfaces.router[..],
+                            &interfaces.network,
+                            &interfaces.ovn_network,
+                        ]
+                        .concat(),
+                        settings: Some(Arc::new(registration.settings)),
+                    };
+                    let outcome = registry.declare(declaration).await;
+                    if let Some((_, reply)) = leases.get(&registration.lease) {
+                        match outcome {
+                            Ok(()) => reply.serving(),
+                            Err(error) => reply.failed(error),
+                        }
+                    }
+                }
+                RegisterEvent::Ended(lease) => {
+                    if let Some((netns, _)) = leases.remove(&lease) {
+                        registry.send(Command::Withdraw(netns, Provider::Register)).await;
+                    }
+                }
+            }
+        }
+    });
+    Ok(tokio::spawn(async move {
+        // The socket's file goes with the listener.
+        drop(server.serve(events, stop).await);
+    }))
+}
+
+/// What Neutron would call the namespace of a tenant that registered.
+fn namespace_name(tenant: crate::identity::Tenant) -> String {
+    use metadata_proxy_common::TenantKind;
+    let prefix = match tenant.kind {
+        TenantKind::Router => "qrouter",
+        TenantKind::Network => "qdhcp",
+        TenantKind::OvnNetwork => "ovnmeta",
+    };
+    format!("{prefix}-{}", tenant.id)
+}
