@@ -2,8 +2,6 @@
 //!
 //! The modules stand in the order in which a request meets them; ARCHITECTURE.md tells the story.
 
-pub mod config;
-
 pub mod discovery;
 pub mod neutron;
 pub mod register;
@@ -26,4 +24,6 @@ pub mod upstream;
 pub mod access;
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod node;

@@ -316,7 +316,6 @@ pub mod kind_word {
     ///
     /// # Errors
     /// Only the serializer's.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
     pub fn serialize<S: Serializer>(kind: &TenantKind, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(kind_name(*kind))
     }

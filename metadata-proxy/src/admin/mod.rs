@@ -7,11 +7,14 @@
 pub mod api;
 mod client;
 mod control;
+#[cfg(test)]
+pub(crate) mod fake;
 mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::server::connect_now;
 pub use self::{
     client::{AdminClient, ClientError},
     control::{Control, ControlError},

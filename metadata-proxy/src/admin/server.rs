@@ -46,7 +46,7 @@ const MAX_REFUSALS: usize = 8;
 /// Time for a client to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a whole exchange. Longer than anything asked for here should take.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time for an exchange that only ends in a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections the kernel holds until they are accepted.
@@ -315,8 +315,8 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Connects without ever waiting for whoever listens.
-fn connect_now(path: &Path) -> io::Result<Socket> {
+/// Connects without ever waiting for whoever listens; a full backlog is `WouldBlock`.
+pub(crate) fn connect_now(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket)

@@ -1,11 +1,10 @@
 //! Server and client over a real unix socket, with a fake agent behind.
 
 use std::{
-    collections::BTreeMap,
     fs,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,130 +21,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    api::{
-        AddTenant, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus, TenantCounts,
-        TenantState, TenantStatus, UpstreamStatus,
-    },
+    api::{AddTenant, NamespaceRef, TenantCounts},
+    fake::{Fake, tenant},
     *,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An agent that only keeps a list.
-#[derive(Default)]
-struct Fake {
-    tenants: Mutex<BTreeMap<(TenantKind, Uuid), TenantStatus>>,
-    /// Answers to `reload` and `ready`.
-    broken: bool,
-}
-
-impl Control for Fake {
-    async fn status(&self) -> NodeStatus {
-        let mut tenants = TenantCounts::default();
-        self.tenants
-            .lock()
-            .unwrap()
-            .values()
-            .for_each(|tenant| tenants.add(tenant.state));
-        NodeStatus { tenants, ..node() }
-    }
-
-    async fn tenants(&self) -> Vec<TenantStatus> {
-        self.tenants.lock().unwrap().values().cloned().collect()
-    }
-
-    async fn add(&self, request: AddTenant) -> Result<TenantStatus, ControlError> {
-        if request.namespace == NamespaceRef::Pid(1) {
-            return Err(ControlError::Impossible(String::from("pid 1 is the host")));
-        }
-        let tenant = tenant(request.kind, request.id, request.namespace.to_string());
-        let mut tenants = self.tenants.lock().unwrap();
-        if tenants.contains_key(&(request.kind, request.id)) {
-            return Err(ControlError::Conflict(String::from("it is there already")));
-        }
-        tenants.insert((request.kind, request.id), tenant.clone());
-        Ok(tenant)
-    }
-
-    async fn remove(&self, kind: TenantKind, id: Uuid) -> Result<(), ControlError> {
-        let gone = self.tenants.lock().unwrap().remove(&(kind, id));
-        gone.map(drop)
-            .ok_or_else(|| ControlError::NotFound(String::from("it is not there")))
-    }
-
-    async fn metrics(&self) -> String {
-        String::from("# EOF\n")
-    }
-
-    async fn ready(&self) -> Result<(), String> {
-        if self.broken {
-            Err(String::from("no scan was finished yet"))
-        } else {
-            Ok(())
-        }
-    }
-
-    async fn reload(&self) -> Result<String, String> {
-        if self.broken {
-            Err(String::from("FILE:1: x: there is no such key"))
-        } else {
-            Ok(String::from("nothing changed"))
-        }
-    }
-
-    async fn config(&self) -> String {
-        String::from("workers = 1\n")
-    }
-}
-
-fn node() -> NodeStatus {
-    NodeStatus {
-        version: String::from("0.1.0"),
-        abi_version: 1,
-        pid: 7,
-        uptime_seconds: 60,
-        kernel: String::from("6.18.0"),
-        engine: EngineStatus {
-            name: String::from("tc"),
-            reason: String::from("it is the best"),
-            attach: Some(String::from("tcx")),
-        },
-        upstream: UpstreamStatus {
-            kind: String::from("agent"),
-            place: String::from("/x"),
-            last_error: None,
-        },
-        queue: QueueStatus {
-            in_flight: 1,
-            bound: 4,
-            waiting: 0,
-        },
-        tenants: TenantCounts::default(),
-        connections: Counts::default(),
-        requests: Counts { open: 1, total: 2 },
-        outcomes: BTreeMap::from([(String::from("steered_syn"), 3)]),
-        warnings: Vec::new(),
-    }
-}
-
-fn tenant(kind: TenantKind, id: Uuid, namespace: String) -> TenantStatus {
-    TenantStatus {
-        kind,
-        id,
-        namespace,
-        netns_inode: 1,
-        netns_cookie: 2,
-        provider: String::from("admin"),
-        state: TenantState::Pending,
-        reason: None,
-        attempts: 0,
-        since_unix: 0,
-        listener: None,
-        interfaces: Vec::new(),
-        connections: Counts::default(),
-        requests: Counts::default(),
-    }
-}
 
 /// A server that runs until this is dropped or stopped.
 struct Running {
@@ -366,7 +247,7 @@ async fn requests_that_make_no_sense_get_the_status_that_says_so() {
     ] {
         let answer = server.raw(request.as_bytes()).await;
         let got = answer.split(' ').nth(1).unwrap_or_default();
-        assert_eq!(got, status, "{:.80} -> {answer}", request);
+        assert_eq!(got, status, "{request:.80} -> {answer}");
     }
     let answer = server
         .raw(b"PUT /v1/tenants HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -386,20 +267,22 @@ async fn clients_that_say_nothing_keep_nobody_out() {
     }
     // All slots are taken: the refusal is an answer, not a hang.
     match server.client().status().await {
-        Err(ClientError::Refused {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            ..
-        })
-        | Err(ClientError::Garbled { .. }) => {}
+        Err(
+            ClientError::Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..
+            }
+            | ClientError::Garbled { .. },
+        ) => {}
         other => panic!("{other:?}"),
     }
     // The silent ones are closed after a while, although they never leave.
-    let served = async {
+    let answered = async {
         while server.client().status().await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, served).await.unwrap();
+    timeout(PATIENCE, answered).await.unwrap();
     drop(silent);
     server.stop().await;
 }

@@ -202,12 +202,8 @@ fn lay_over<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
 }
 
 fn line_at(text: &str, offset: usize) -> usize {
-    let end = offset.min(text.len());
-    text.as_bytes()[..end]
-        .iter()
-        .filter(|byte| **byte == b'\n')
-        .count()
-        + 1
+    let before = text.get(..offset).unwrap_or(text);
+    before.matches('\n').count() + 1
 }
 
 /// Overrides as TOML, placed behind the file's text.

@@ -23,6 +23,7 @@ use std::{path::PathBuf, time::Duration};
 use metadata_proxy_common::TenantKind;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
+pub(crate) use self::words::words;
 pub use self::{
     discovery::{Pattern, PatternError, Recognised},
     problem::{ConfigErrors, Origin, Problem},
@@ -287,7 +288,6 @@ pub struct RateLimitConfig {
     pub burst_query_rate_limit: u32,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn whole_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_secs())
 }

@@ -113,284 +113,253 @@ const fn duration(min: Duration, max: Duration) -> Shape {
     Shape::Duration(min..=max)
 }
 
-fn all() -> Vec<Setting> {
-    const MILLISECOND: Duration = Duration::from_millis(1);
-    const SECOND: Duration = Duration::from_secs(1);
-    const HOUR: Duration = Duration::from_hours(1);
-    const DAY: Duration = Duration::from_hours(24);
-    const BYTES: &str = " bytes";
-    const SECONDS: &str = " seconds";
-    let some = integer(1, 1_000_000, "");
-    let zero_too = |meaning| integer(0, 1_000_000, meaning);
-    let wait = duration(MILLISECOND, HOUR);
+const HOUR: Duration = Duration::from_hours(1);
+const SCAN: Shape = duration(Duration::from_secs(1), Duration::from_hours(24));
+const WAIT: Shape = duration(Duration::from_millis(1), HOUR);
+const GRACE: Shape = duration(Duration::ZERO, HOUR);
+const SOME: Shape = integer(1, 1_000_000, "");
+const WINDOW: Shape = integer(1, 86400, " seconds");
+const HEAD: Shape = integer(8192, 1 << 20, " bytes");
+const BODY: Shape = integer(0, 64 << 20, " bytes");
+const AGENT_REQUEST: Shape = integer(512, 1 << 20, " bytes");
+const WORKERS: Shape = integer(0, 1024, ", 0 for one per CPU");
+const IN_FLIGHT: Shape = integer(0, 1_000_000, ", 0 to adapt to the upstream");
+const POOL: Shape = integer(0, 1_000_000, "");
+const PORT: Shape = integer(1, 65535, "");
+const ENGINE: Shape = Shape::Word(EngineChoice::WORDS);
+const UPSTREAM: Shape = Shape::Word(UpstreamKind::WORDS);
+const LOG_FORMAT: Shape = Shape::Word(LogFormat::WORDS);
 
-    let common = [
-        "workers",
+/// Key, what may stand there, what it is for.
+type Row = (&'static str, Shape, &'static str);
+
+const TABLE: &[Row] = &[
+    ("workers", WORKERS, "Threads that serve connections"),
+    (
         "listener.port",
-        "steering.engine",
+        PORT,
+        "Port of the listeners in tenant namespaces",
+    ),
+    ("steering.engine", ENGINE, "How connections are steered"),
+    (
+        "steering.connect_hooks",
+        Shape::Bool,
+        "Serve processes inside tenant namespaces too",
+    ),
+    (
         "steering.cgroup",
+        Shape::Path,
+        "Cgroup (v2) whose processes are served",
+    ),
+    (
+        "steering.bpffs_dir",
+        Shape::Path,
+        "Directory on bpffs for pinned maps and links",
+    ),
+    ("steering.max_tenants", SOME, "Size of the map of tenants"),
+    (
+        "steering.debug_log",
+        Shape::Bool,
+        "Let the kernel programs write debug lines",
+    ),
+    (
         "discovery.netns_dir",
-        "upstream.kind",
+        Shape::Path,
+        "Directory of named network namespaces",
+    ),
+    ("discovery.scan_interval", SCAN, "Time between full scans"),
+    (
+        "discovery.neutron",
+        Shape::Bool,
+        "Recognise the names Neutron gives namespaces",
+    ),
+    (
+        "discovery.retry_min",
+        WAIT,
+        "First wait before a failed tenant is tried again",
+    ),
+    (
+        "discovery.retry_max",
+        WAIT,
+        "Longest wait before a failed tenant is tried again",
+    ),
+    (
+        "interfaces.router",
+        Shape::Globs,
+        "Guest-facing interfaces of routers",
+    ),
+    (
+        "interfaces.network",
+        Shape::Globs,
+        "Guest-facing interfaces of networks",
+    ),
+    (
+        "interfaces.ovn-network",
+        Shape::Globs,
+        "Guest-facing interfaces of OVN networks",
+    ),
+    ("upstream.kind", UPSTREAM, "Who answers"),
+    (
         "upstream.agent.socket",
+        Shape::SocketPath,
+        "Unix socket of Neutron's metadata agent",
+    ),
+    (
+        "upstream.agent.max_request_bytes",
+        AGENT_REQUEST,
+        "What the agent reads of one request",
+    ),
+    (
         "upstream.http.address",
+        Shape::Address,
+        "Endpoint of the http upstream",
+    ),
+    (
+        "upstream.http.pool_size",
+        POOL,
+        "Idle connections kept to the http upstream",
+    ),
+    (
         "upstream.embedded.file",
+        Shape::Path,
+        "Instances of the embedded upstream",
+    ),
+    (
+        "queue.max_in_flight",
+        IN_FLIGHT,
+        "Requests the upstream is given at once",
+    ),
+    (
+        "queue.initial_in_flight",
+        SOME,
+        "Where the adaptive bound starts",
+    ),
+    (
+        "queue.max_waiting",
+        SOME,
+        "Requests that may wait for the upstream",
+    ),
+    (
+        "queue.max_waiting_per_tenant",
+        SOME,
+        "Requests of one tenant that may wait",
+    ),
+    (
+        "timeouts.request_head",
+        WAIT,
+        "Time for a guest to send a request's head",
+    ),
+    ("timeouts.connect", WAIT, "Time to connect to the upstream"),
+    (
+        "timeouts.client",
+        WAIT,
+        "Time for a guest to send or take the next bytes",
+    ),
+    ("timeouts.server", WAIT, "Time for the upstream to answer"),
+    (
+        "timeouts.keep_alive",
+        WAIT,
+        "Time a guest's idle connection is kept",
+    ),
+    ("limits.head_bytes", HEAD, "Largest head of a request"),
+    ("limits.body_bytes", BODY, "Largest body of a request"),
+    (
+        "limits.connections",
+        SOME,
+        "Open connections of all tenants",
+    ),
+    (
+        "limits.connections_per_tenant",
+        SOME,
+        "Open connections of one tenant",
+    ),
+    (
+        "limits.connections_per_guest",
+        SOME,
+        "Open connections of one guest",
+    ),
+    (
+        "limits.requests_in_flight_per_guest",
+        SOME,
+        "Requests of one guest at once",
+    ),
+    (
+        "rate_limit.rate_limit_enabled",
+        Shape::Bool,
+        "Limit the rate of each guest's requests",
+    ),
+    (
+        "rate_limit.ip_versions",
+        Shape::IpVersions,
+        "IP versions whose guests are limited",
+    ),
+    (
+        "rate_limit.base_window_duration",
+        WINDOW,
+        "Length of the base window",
+    ),
+    (
+        "rate_limit.base_query_rate_limit",
+        SOME,
+        "Requests in a base window",
+    ),
+    (
+        "rate_limit.burst_window_duration",
+        WINDOW,
+        "Length of the burst window",
+    ),
+    (
+        "rate_limit.burst_query_rate_limit",
+        SOME,
+        "Requests in a burst window",
+    ),
+    (
         "admin.socket",
-        "log.format",
-        "log.level",
-    ];
-    [
-        (
-            "workers",
-            integer(0, 1024, ", 0 for one per CPU"),
-            "Threads that serve connections",
-        ),
-        (
-            "listener.port",
-            integer(1, 65535, ""),
-            "Port of the listeners in tenant namespaces",
-        ),
-        (
-            "steering.engine",
-            Shape::Word(EngineChoice::WORDS),
-            "How connections are steered",
-        ),
-        (
-            "steering.connect_hooks",
-            Shape::Bool,
-            "Serve processes inside tenant namespaces too",
-        ),
-        (
-            "steering.cgroup",
-            Shape::Path,
-            "Cgroup (v2) whose processes are served",
-        ),
-        (
-            "steering.bpffs_dir",
-            Shape::Path,
-            "Directory on bpffs for pinned maps and links",
-        ),
-        (
-            "steering.max_tenants",
-            some.clone(),
-            "Size of the map of tenants",
-        ),
-        (
-            "steering.debug_log",
-            Shape::Bool,
-            "Let the kernel programs write debug lines",
-        ),
-        (
-            "discovery.netns_dir",
-            Shape::Path,
-            "Directory of named network namespaces",
-        ),
-        (
-            "discovery.scan_interval",
-            duration(SECOND, DAY),
-            "Time between full scans",
-        ),
-        (
-            "discovery.neutron",
-            Shape::Bool,
-            "Recognise the names Neutron gives namespaces",
-        ),
-        (
-            "discovery.retry_min",
-            wait.clone(),
-            "First wait before a failed tenant is tried again",
-        ),
-        (
-            "discovery.retry_max",
-            wait.clone(),
-            "Longest wait before a tenant is tried again",
-        ),
-        (
-            "interfaces.router",
-            Shape::Globs,
-            "Guest-facing interfaces of routers",
-        ),
-        (
-            "interfaces.network",
-            Shape::Globs,
-            "Guest-facing interfaces of networks",
-        ),
-        (
-            "interfaces.ovn-network",
-            Shape::Globs,
-            "Guest-facing interfaces of OVN networks",
-        ),
-        (
-            "upstream.kind",
-            Shape::Word(UpstreamKind::WORDS),
-            "Who answers",
-        ),
-        (
-            "upstream.agent.socket",
-            Shape::SocketPath,
-            "Unix socket of Neutron's metadata agent",
-        ),
-        (
-            "upstream.agent.max_request_bytes",
-            integer(512, 1 << 20, BYTES),
-            "What the agent reads of one request",
-        ),
-        (
-            "upstream.http.address",
-            Shape::Address,
-            "Endpoint of the http upstream",
-        ),
-        (
-            "upstream.http.pool_size",
-            zero_too(""),
-            "Idle connections kept to the http upstream",
-        ),
-        (
-            "upstream.embedded.file",
-            Shape::Path,
-            "Instances of the embedded upstream",
-        ),
-        (
-            "queue.max_in_flight",
-            zero_too(", 0 to adapt to the upstream"),
-            "Requests the upstream is given at once",
-        ),
-        (
-            "queue.initial_in_flight",
-            some.clone(),
-            "Where the adaptive bound starts",
-        ),
-        (
-            "queue.max_waiting",
-            some.clone(),
-            "Requests that may wait for the upstream",
-        ),
-        (
-            "queue.max_waiting_per_tenant",
-            some.clone(),
-            "Requests of one tenant that may wait",
-        ),
-        (
-            "timeouts.request_head",
-            wait.clone(),
-            "Time for a guest to send a request's head",
-        ),
-        (
-            "timeouts.connect",
-            wait.clone(),
-            "Time to connect to the upstream",
-        ),
-        (
-            "timeouts.client",
-            wait.clone(),
-            "Time for a guest to send or take the next bytes",
-        ),
-        (
-            "timeouts.server",
-            wait.clone(),
-            "Time for the upstream to answer",
-        ),
-        (
-            "timeouts.keep_alive",
-            wait,
-            "Time a guest's idle connection is kept",
-        ),
-        (
-            "limits.head_bytes",
-            integer(8192, 1 << 20, BYTES),
-            "Largest head of a request",
-        ),
-        (
-            "limits.body_bytes",
-            integer(0, 64 << 20, BYTES),
-            "Largest body of a request",
-        ),
-        (
-            "limits.connections",
-            some.clone(),
-            "Open connections of all tenants",
-        ),
-        (
-            "limits.connections_per_tenant",
-            some.clone(),
-            "Open connections of one tenant",
-        ),
-        (
-            "limits.connections_per_guest",
-            some.clone(),
-            "Open connections of one guest",
-        ),
-        (
-            "limits.requests_in_flight_per_guest",
-            some.clone(),
-            "Requests of one guest at once",
-        ),
-        (
-            "rate_limit.rate_limit_enabled",
-            Shape::Bool,
-            "Limit the rate of each guest's requests",
-        ),
-        (
-            "rate_limit.ip_versions",
-            Shape::IpVersions,
-            "IP versions whose guests are limited",
-        ),
-        (
-            "rate_limit.base_window_duration",
-            integer(1, 86400, SECONDS),
-            "Length of the base window",
-        ),
-        (
-            "rate_limit.base_query_rate_limit",
-            some.clone(),
-            "Requests in a base window",
-        ),
-        (
-            "rate_limit.burst_window_duration",
-            integer(1, 86400, SECONDS),
-            "Length of the burst window",
-        ),
-        (
-            "rate_limit.burst_query_rate_limit",
-            some,
-            "Requests in a burst window",
-        ),
-        (
-            "admin.socket",
-            Shape::SocketPath,
-            "Unix socket of the admin API",
-        ),
-        (
-            "admin.register_socket",
-            Shape::SocketPath,
-            "Unix socket for registered tenants",
-        ),
-        (
-            "log.format",
-            Shape::Word(LogFormat::WORDS),
-            "How log lines are written",
-        ),
-        ("log.level", Shape::LogLevel, "What is logged"),
-        ("log.access", Shape::Bool, "Log one line per request"),
-        (
-            "shutdown.grace",
-            duration(Duration::ZERO, HOUR),
-            "Time to finish what is in flight",
-        ),
-    ]
-    .into_iter()
-    .map(|(key, shape, help)| {
+        Shape::SocketPath,
+        "Unix socket of the admin API",
+    ),
+    (
+        "admin.register_socket",
+        Shape::SocketPath,
+        "Unix socket for registered tenants",
+    ),
+    ("log.format", LOG_FORMAT, "How log lines are written"),
+    ("log.level", Shape::LogLevel, "What is logged"),
+    ("log.access", Shape::Bool, "Log one line per request"),
+    ("shutdown.grace", GRACE, "Time to finish what is in flight"),
+];
+
+/// Those the short help shows.
+const COMMON: &[&str] = &[
+    "workers",
+    "listener.port",
+    "steering.engine",
+    "steering.cgroup",
+    "discovery.netns_dir",
+    "upstream.kind",
+    "upstream.agent.socket",
+    "upstream.http.address",
+    "upstream.embedded.file",
+    "admin.socket",
+    "log.format",
+    "log.level",
+];
+
+fn all() -> Vec<Setting> {
+    let setting = |(key, shape, help): &Row| {
         let flag = key.replace(['.', '_'], "-");
         let variable = format!("{VARIABLE_PREFIX}{}", flag.replace('-', "_").to_uppercase());
+        let common = COMMON.contains(key);
         Setting {
             key,
             flag,
             variable,
-            shape,
+            shape: shape.clone(),
             help,
-            common: common.contains(&key),
+            common,
         }
-    })
-    .collect()
+    };
+    TABLE.iter().map(setting).collect()
 }
 
 #[cfg(test)]

@@ -139,6 +139,10 @@ impl ConfigSources {
                 Err(_) => Err(problem(String::from("is not UTF-8"), Some("TOML"))),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.file_named => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(problem(
+                format!("cannot be read: {error}; read it as root, or with CAP_DAC_READ_SEARCH"),
+                None,
+            )),
             Err(error) => Err(problem(format!("cannot be read: {error}"), None)),
         }
     }

@@ -74,11 +74,11 @@ fn the_example_file_has_every_key() {
 #[test]
 fn the_pattern_in_the_example_file_is_valid() {
     let start = EXAMPLE.find("# [[discovery.patterns]]").unwrap();
-    let pattern: String = EXAMPLE[start..]
+    let pattern: Vec<_> = EXAMPLE[start..]
         .lines()
-        .take_while(|line| line.starts_with("# "))
-        .map(|line| format!("{}\n", &line[2..]))
+        .map_while(|line| line.strip_prefix("# "))
         .collect();
+    let pattern = pattern.join("\n");
     let config = load(&pattern).unwrap().config;
     assert_eq!(config.discovery.patterns.len(), 1);
     assert!(

@@ -47,6 +47,8 @@ macro_rules! words {
     };
 }
 
+pub(crate) use words;
+
 words! {
     /// Which engine brings guests' connections to the listeners, or that the node decides.
     EngineChoice {

@@ -43,7 +43,7 @@ use crate::{
     register::{self, RegisterEvent},
     serve,
     tenants::{
-        Backoff, Command, Declaration, Engine, Provider, Registry, RegistryHandle, RegistryParts,
+        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts,
         Source,
     },
 };
@@ -254,9 +254,11 @@ impl Running {
     /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
     async fn until_ended(mut self) -> anyhow::Result<()> {
         loop {
+            let Signals { terminate, interrupt, hangup } = &mut self.signals;
             tokio::select! {
-                () = self.signals.end() => break,
-                _ = self.signals.hangup.recv() => {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => {
                     use crate::admin::Control as _;
                     // Both outcomes are logged where they happen.
                     let _ = self.control.reload().await;

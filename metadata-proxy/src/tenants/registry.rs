@@ -104,7 +104,7 @@ impl RegistryHandle {
 }
 
 /// Makes the settings of one tenant from the node's and its own.
-pub type SettingsOf = Box<dyn Fn(&Arc<Settings>, &Declaration) -> Arc<Settings> + Send>;
+pub type SettingsOf = Box<dyn Fn(&Arc<Settings>, &Declaration) -> Arc<Settings> + Send + Sync>;
 
 /// Owns every tenant.
 pub struct Registry {
@@ -122,7 +122,7 @@ pub struct Registry {
     is_quiet: bool,
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
-    on_settled: Option<Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send>>,
+    on_settled: Option<Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>>,
 }
 
 /// What a registry is made of.
@@ -146,7 +146,7 @@ pub struct RegistryParts {
     /// How long to wait after failures.
     pub backoff: Backoff,
     /// Called once with the namespaces served after the first scan.
-    pub on_settled: Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send>,
+    pub on_settled: Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>,
 }
 
 struct Entry {
