@@ -44,6 +44,16 @@ impl Tenant {
         }
     }
 
+    /// The same name as Neutron writes it, for the wire.
+    #[must_use]
+    pub const fn tag_text(&self) -> &'static str {
+        match self.kind {
+            TenantKind::Router => "X-Neutron-Router-ID",
+            TenantKind::Network => "X-Neutron-Network-ID",
+            TenantKind::OvnNetwork => "X-OVN-Network-ID",
+        }
+    }
+
     /// Value of the header that carries this tenant upstream.
     #[must_use]
     pub fn tag_value(&self) -> HeaderValue {

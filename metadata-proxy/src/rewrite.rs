@@ -41,12 +41,8 @@ impl Outgoing {
         out.put_u8(b' ');
         out.put_slice(self.target.as_bytes());
         out.put_slice(b" HTTP/1.1\r\n");
-        put_header(
-            out,
-            tenant.tag_name().as_str(),
-            tenant.tag_value().as_bytes(),
-        );
-        put_header(out, "x-forwarded-for", self.guest.to_string().as_bytes());
+        put_header(out, tenant.tag_text(), tenant.tag_value().as_bytes());
+        put_header(out, "X-Forwarded-For", self.guest.to_string().as_bytes());
         for (name, value) in &self.headers {
             put_header(out, name.as_str(), value.as_bytes());
         }
@@ -225,8 +221,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(bytes).unwrap(),
             "GET /openstack?a=b HTTP/1.1\r\n\
-             x-neutron-router-id: 00000000-0000-0000-0000-000000000abc\r\n\
-             x-forwarded-for: 10.0.0.5\r\n\
+             X-Neutron-Router-ID: 00000000-0000-0000-0000-000000000abc\r\n\
+             X-Forwarded-For: 10.0.0.5\r\n\
              host: 169.254.169.254\r\n\
              user-agent: curl/8\r\n\
              connection: close\r\n\r\n"
@@ -304,9 +300,10 @@ mod tests {
                 return Err(TestCaseError::fail("the head is incomplete"));
             };
             prop_assert_eq!(&bytes[head..], &body[..]);
-            prop_assert_eq!(parsed.headers[0].name, "x-neutron-router-id");
-            prop_assert_eq!(parsed.headers[0].value, TENANT.tag_value().as_bytes());
-            prop_assert_eq!(parsed.headers[1].name, "x-forwarded-for");
+            prop_assert_eq!(parsed.headers[0].name, "X-Neutron-Router-ID");
+            let tag = TENANT.tag_value();
+            prop_assert_eq!(parsed.headers[0].value, tag.as_bytes());
+            prop_assert_eq!(parsed.headers[1].name, "X-Forwarded-For");
             prop_assert_eq!(parsed.headers[1].value, b"10.0.0.5");
             let mut lengths = 0;
             for header in &parsed.headers[2..] {
@@ -317,7 +314,8 @@ mod tests {
                 }
                 if name == "content-length" {
                     lengths += 1;
-                    prop_assert_eq!(header.value, body.len().to_string().as_bytes());
+                    let length = body.len().to_string();
+                    prop_assert_eq!(header.value, length.as_bytes());
                 }
             }
             prop_assert!(lengths <= 1);

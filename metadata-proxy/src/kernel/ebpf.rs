@@ -101,7 +101,7 @@ impl EbpfKernel {
     /// # Errors
     /// [`KernelError::Load`] with the verifier's words, or [`KernelError::File`].
     pub fn load(options: KernelOptions) -> Result<Self, KernelError> {
-        super::ensure_bpffs(&options.bpffs_dir)?;
+        super::mounts::ensure_bpffs(&options.bpffs_dir)?;
         let tenants_pin = options.bpffs_dir.join(names::TENANTS);
         let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
         adopt::remove_unfit_map(&tenants_pin, size_of::<Key>(), size_of::<Value>(), options.max_tenants)?;

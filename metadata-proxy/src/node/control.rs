@@ -15,10 +15,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{
-    caps, exposition,
-    settings::{SettingsFactory, engine_name},
-};
+use super::{caps, exposition, settings::SettingsFactory};
 use crate::{
     admin::{
         Control, ControlError,
@@ -29,10 +26,10 @@ use crate::{
     },
     config::{Config, ConfigSources, UpstreamConfig},
     identity::Tenant,
-    kernel::{EbpfKernel, Kernel as _},
+    kernel::{Decision, Kernel},
     netns::Netns,
     serve,
-    tenants::{AddError, Command, Declaration, Engine, Provider, RegistryHandle, Source},
+    tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Source},
 };
 
 /// The running agent, as the admin socket sees it.
@@ -40,8 +37,8 @@ pub(super) struct NodeControl {
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) sources: ConfigSources,
     pub(super) started: Instant,
-    pub(super) engine: Engine,
-    pub(super) kernel: Arc<EbpfKernel>,
+    pub(super) engine: Decision,
+    pub(super) kernel: Arc<dyn Kernel>,
     pub(super) node: Arc<serve::Node>,
     pub(super) registry: RegistryHandle,
     pub(super) factory: Arc<SettingsFactory>,
@@ -70,10 +67,9 @@ impl Control for NodeControl {
             uptime_seconds: self.started.elapsed().as_secs(),
             kernel: kernel_release(),
             engine: EngineStatus {
-                name: engine_name(self.engine).to_owned(),
-                reason: "as configured, or the best this kernel has".to_owned(),
-                attach: (self.engine == Engine::Tc)
-                    .then(|| self.kernel.attach_type().label().to_owned()),
+                name: self.engine.engine.word().to_owned(),
+                reason: self.engine.reason.clone(),
+                attach: self.engine.attach.map(|attach| attach.word().to_owned()),
             },
             upstream: self.upstream_status(),
             queue: self.queue_status(),

@@ -14,9 +14,9 @@ use tracing::warn;
 
 use crate::{
     admission::{BoundPolicy, Families, QueueLimits, RateLimits, WindowLimit},
-    config::{Config, EngineChoice, IpVersions, QueueConfig, RateLimitConfig, TimeoutsConfig, UpstreamConfig},
+    config::{Config, IpVersions, QueueConfig, RateLimitConfig, TimeoutsConfig, UpstreamConfig},
     neutron::{self, AddressFamily, LogLevel, TenantSettings},
-    tenants::{Declaration, Engine, Settings},
+    tenants::{Declaration, Settings},
     upstream::{Agent, AgentConfig, Http, HttpConfig, Upstream, embedded::Embedded},
 };
 
@@ -28,24 +28,6 @@ const HTTP_BOUND: u32 = 1024;
 const HTTP_IDLE: Duration = Duration::from_secs(4);
 /// How long a refused connect to an HTTP upstream is tried again.
 const HTTP_PATIENCE: Duration = Duration::from_millis(500);
-
-/// The engine that the configuration asks for.
-pub(super) const fn engine(config: &Config) -> Engine {
-    match config.steering.engine {
-        EngineChoice::Auto | EngineChoice::Tc => Engine::Tc,
-        EngineChoice::SkLookup => Engine::SkLookup,
-        EngineChoice::Bind => Engine::Bind,
-    }
-}
-
-/// The word for an engine.
-pub(super) const fn engine_name(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Tc => "tc",
-        Engine::SkLookup => "sk-lookup",
-        Engine::Bind => "bind",
-    }
-}
 
 /// Makes settings, and keeps one upstream for each socket that tenants name.
 pub(super) struct SettingsFactory {

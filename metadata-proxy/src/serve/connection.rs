@@ -141,6 +141,8 @@ async fn serve(stream: TcpStream, guest: Guest) {
         .header_read_timeout(settings.timeouts.request_head)
         .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
         .max_headers(MAX_HEADERS)
+        // As everybody writes them; some guests' parsers were never tried with anything else.
+        .title_case_headers(true)
         .pipeline_flush(true);
     let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
     drop(settings);

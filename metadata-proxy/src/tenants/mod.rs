@@ -12,8 +12,8 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 pub use self::{
     life::{Backoff, Phase},
-    place::{Engine, Plan},
-    registry::{AddError, Command, Registry, RegistryHandle, RegistryParts},
+    place::{Plan, PlaceError},
+    registry::{AddError, Command, Registry, RegistryHandle, RegistryParts, SettingsOf},
     service::{Counters, Service, Settings},
 };
 use crate::{

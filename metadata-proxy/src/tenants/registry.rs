@@ -18,14 +18,14 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Backoff, Counters, Declaration, Engine, Phase, Plan, Provider, Service, Settings,
+    Backoff, Counters, Declaration, Phase, Plan, Provider, Service, Settings,
     life::Life,
     place::{self, Opened, Place, PlaceError},
 };
 use crate::{
     admin::api::{Counts, InterfaceState, InterfaceStatus, TenantState, TenantStatus},
     identity::Tenant,
-    kernel::{Kernel, NetnsCookie},
+    kernel::{Engine, Kernel, NetnsCookie},
     netns::{Netns, NetnsError, NetnsId, NetnsThread},
     node::workers::Workers,
 };
@@ -544,9 +544,14 @@ impl Registry {
                 served.place = place;
                 served.service.set_may_forward(served.place.may_forward);
                 match outcome {
-                    Ok(0) => {}
-                    Ok(mended) => {
-                        info!(tenant = %declaration.tenant, mended, "tenant namespace put right");
+                    Ok(converged) => {
+                        if converged.mended > 0 {
+                            let mended = converged.mended;
+                            info!(tenant = %declaration.tenant, mended, "namespace put right");
+                        }
+                        for listener in converged.listeners {
+                            self.workers.listen(Arc::clone(&served.service), listener);
+                        }
                     }
                     Err(error) => {
                         warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
