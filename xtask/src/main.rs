@@ -11,6 +11,8 @@ mod test;
 mod vm;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::Parser as _;
 
 /// Development commands.
@@ -33,8 +35,8 @@ enum Xtask {
     Ci,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Xtask::parse() {
+fn main() -> ExitCode {
+    let result = match Xtask::parse() {
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Build(args) => build::run(args),
         Xtask::Run(args) => run::run(&args),
@@ -42,5 +44,12 @@ fn main() -> anyhow::Result<()> {
         Xtask::Lint => lint::run(),
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

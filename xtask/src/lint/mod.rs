@@ -2,9 +2,9 @@
 
 mod paths;
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     bpf_toolchain::{TOOLS, Toolchain},
@@ -15,8 +15,12 @@ use crate::{
 
 type Check = (&'static str, fn() -> Result<()>);
 
+/// The workspace, and the kernel programs, which are one of their own.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", "metadata-proxy-ebpf/Cargo.toml"];
+
 const CHECKS: &[Check] = &[
     ("format", format),
+    ("lock files", lock_files),
     ("machine paths", paths::check),
     ("licences, advisories, duplicates", deny),
     ("clippy for the kernel", clippy_kernel),
@@ -48,12 +52,23 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn format() -> Result<()> {
-    step::run(workspace::cargo("fmt").args(["--all", "--check"]))?;
-    step::run(workspace::cargo("fmt").args([
-        "--manifest-path",
-        "metadata-proxy-ebpf/Cargo.toml",
-        "--check",
-    ]))
+    for manifest in MANIFESTS {
+        step::run(workspace::cargo("fmt").args(["--manifest-path", manifest, "--all", "--check"]))?;
+    }
+    Ok(())
+}
+
+/// What is committed is what is built: no lock file is changed by building.
+fn lock_files() -> Result<()> {
+    for manifest in MANIFESTS {
+        step::run(workspace::cargo("fetch").args([
+            "--quiet",
+            "--locked",
+            "--manifest-path",
+            manifest,
+        ]))?;
+    }
+    Ok(())
 }
 
 fn clippy() -> Result<()> {
@@ -69,7 +84,7 @@ fn clippy() -> Result<()> {
 fn clippy_kernel() -> Result<()> {
     let root = workspace::root();
     let toolchain = Toolchain::find(&root, ENDIAN)
-        .map_err(|missing| anyhow::anyhow!("{missing}; run `cargo xtask setup`"))?;
+        .map_err(|missing| anyhow!("{missing}; run `cargo xtask setup`"))?;
     step::run(
         toolchain
             .cargo("clippy", std::env::consts::ARCH)
@@ -96,26 +111,11 @@ fn documentation() -> Result<()> {
 /// Advisories need a database from a repository that not every machine reaches; where it cannot be
 /// fetched they are not checked, and that is said.
 fn deny() -> Result<()> {
-    let deny = |arguments: &[&str]| {
-        let own = workspace::root().join(TOOLS).join("bin/cargo-deny");
-        let mut command = if own.exists() {
-            let mut command = std::process::Command::new(own);
-            command.arg("deny").current_dir(workspace::root());
-            command
-        } else {
-            workspace::cargo("deny")
-        };
-        command.args(arguments);
-        command
-    };
-    step::run(&mut deny(&[
-        "--log-level=error",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))?;
-    let fetched = deny(&["--log-level=error", "fetch", "db"])
+    for manifest in MANIFESTS {
+        step::run(cargo_deny(manifest).args(["check", "bans", "licenses", "sources"]))?;
+    }
+    let fetched = cargo_deny(MANIFESTS[0])
+        .args(["fetch", "db"])
         .output()
         .context("cannot start cargo-deny")?
         .status
@@ -124,10 +124,21 @@ fn deny() -> Result<()> {
         println!("    the advisory database cannot be fetched here: advisories not checked");
         return Ok(());
     }
-    step::run(&mut deny(&[
-        "--log-level=error",
-        "check",
-        "--disable-fetch",
-        "advisories",
-    ]))
+    for manifest in MANIFESTS {
+        step::run(cargo_deny(manifest).args(["check", "--disable-fetch", "advisories"]))?;
+    }
+    Ok(())
+}
+
+fn cargo_deny(manifest: &str) -> Command {
+    let own = workspace::root().join(TOOLS).join("bin/cargo-deny");
+    let mut command = if own.exists() {
+        let mut command = Command::new(own);
+        command.current_dir(workspace::root());
+        command
+    } else {
+        workspace::cargo("deny")
+    };
+    command.args(["--log-level", "error", "--manifest-path", manifest]);
+    command
 }
