@@ -43,6 +43,7 @@ pub struct RateLimit {
 pub struct Builder {
     program: PathBuf,
     rate_limit: Option<RateLimit>,
+    ipv4_only: bool,
 }
 
 impl Builder {
@@ -57,6 +58,13 @@ impl Builder {
     #[must_use]
     pub const fn rate_limit(mut self, limit: RateLimit) -> Self {
         self.rate_limit = Some(limit);
+        self
+    }
+
+    /// Binds IPv4 only, as on a node whose kernel has IPv6 switched off.
+    #[must_use]
+    pub const fn ipv4_only(mut self) -> Self {
+        self.ipv4_only = true;
         self
     }
 
@@ -84,7 +92,7 @@ impl Builder {
         }
         let config = configs.join(format!("{}.conf", tenant.id));
         let pid_file = pids.join(format!("{}.pid.haproxy", tenant.id));
-        let text = configuration(tenant, agent, &pid_file, self.rate_limit.as_ref());
+        let text = self.configuration(tenant, agent, &pid_file);
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let mut command: Command = tenant.netns.command(&self.program)?;
         node.enter_cgroup(&mut command)?;
@@ -107,6 +115,54 @@ impl Builder {
         }
         Ok(proxy)
     }
+
+    /// The configuration as Neutron's agents write it (`neutron.common.metadata`, and the drivers of
+    /// the L3, DHCP and OVN agents).
+    fn configuration(&self, tenant: &TenantFixture, agent: &Path, pid_file: &Path) -> String {
+        let id = tenant.id;
+        let bind = match tenant.kind {
+            Kind::Router => {
+                let any = if self.ipv4_only { "0.0.0.0" } else { "::" };
+                format!("    bind {any}:{}\n", neutron::METADATA_PORT)
+            }
+            Kind::Network | Kind::OvnNetwork => {
+                let subnet = tenant.subnets.first().filter(|_| !self.ipv4_only);
+                let v6 = subnet.map_or_else(String::new, |subnet| {
+                    format!(
+                        "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
+                        subnet.device
+                    )
+                });
+                format!("    bind 169.254.169.254:80\n{v6}")
+            }
+        };
+        let header = match tenant.kind {
+            Kind::Router => format!(
+                "    http-request del-header X-Neutron-Network-ID\n    \
+                 http-request set-header X-Neutron-Router-ID {id}\n"
+            ),
+            Kind::Network => format!(
+                "    http-request del-header X-Neutron-Router-ID\n    \
+                 http-request set-header X-Neutron-Network-ID {id}\n"
+            ),
+            Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
+        };
+        let (tables, limits) = self
+            .rate_limit
+            .as_ref()
+            .map_or_else(Default::default, rate_limits);
+        let (pid_file, agent) = (pid_file.display(), agent.display());
+        format!(
+            "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+             user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
+             daemon\n\n\
+             defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
+             option http-server-close\n    option forwardfor\n    retries 3\n    \
+             timeout http-request 30s\n    timeout connect 30s\n    timeout client 32s\n    \
+             timeout server 32s\n    timeout http-keep-alive 30s\n\n\
+             {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
+        )
+    }
 }
 
 /// A proxy of one tenant; ended when dropped.
@@ -124,6 +180,7 @@ impl Haproxy {
         Builder {
             program: PathBuf::from("haproxy"),
             rate_limit: None,
+            ipv4_only: false,
         }
     }
 
@@ -168,52 +225,6 @@ impl Drop for Haproxy {
             let _ = fs::remove_file(file);
         }
     }
-}
-
-/// The configuration as Neutron's agents write it (`neutron.common.metadata`, and the drivers of
-/// the L3, DHCP and OVN agents).
-fn configuration(
-    tenant: &TenantFixture,
-    agent: &Path,
-    pid_file: &Path,
-    limit: Option<&RateLimit>,
-) -> String {
-    let id = tenant.id;
-    let bind = match tenant.kind {
-        Kind::Router => format!("    bind :::{}\n", neutron::METADATA_PORT),
-        Kind::Network | Kind::OvnNetwork => {
-            let v6 = tenant.subnets.first().map_or_else(String::new, |subnet| {
-                format!(
-                    "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
-                    subnet.device
-                )
-            });
-            format!("    bind 169.254.169.254:80\n{v6}")
-        }
-    };
-    let header = match tenant.kind {
-        Kind::Router => format!(
-            "    http-request del-header X-Neutron-Network-ID\n    \
-             http-request set-header X-Neutron-Router-ID {id}\n"
-        ),
-        Kind::Network => format!(
-            "    http-request del-header X-Neutron-Router-ID\n    \
-             http-request set-header X-Neutron-Network-ID {id}\n"
-        ),
-        Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
-    };
-    let (tables, limits) = limit.map_or_else(Default::default, rate_limits);
-    let (pid_file, agent) = (pid_file.display(), agent.display());
-    format!(
-        "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
-         user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
-         daemon\n\n\
-         defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
-         option http-server-close\n    option forwardfor\n    retries 3\n    \
-         timeout http-request 30s\n    timeout connect 30s\n    timeout client 32s\n    \
-         timeout server 32s\n    timeout http-keep-alive 30s\n\n\
-         {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
-    )
 }
 
 /// The stick tables of the limits, and the rules that use them.

@@ -6,8 +6,10 @@
 //! see the agent as its users do.
 
 pub mod agent;
+pub mod connection;
 pub mod curl;
 pub mod footprint;
+pub mod gate;
 pub mod haproxy;
 pub mod metadata_agent;
 pub mod mountinfo;
@@ -17,11 +19,15 @@ pub mod node;
 pub mod process;
 pub mod subnet;
 pub mod tenant;
+pub mod tenant_map;
 pub mod wait;
+pub mod web;
 
 pub use agent::Agent;
+pub use connection::Connection;
 pub use curl::Reply;
 pub use footprint::Footprint;
+pub use gate::Gate;
 pub use haproxy::Haproxy;
 pub use metadata_agent::MetadataAgent;
 pub use netns::Netns;
@@ -31,3 +37,4 @@ pub use process::Running;
 pub use subnet::{Guest, Subnet};
 pub use tenant::{Kind, METADATA_V4, TenantFixture};
 pub use wait::{wait_for, wait_until};
+pub use web::Web;

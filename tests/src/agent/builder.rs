@@ -4,15 +4,16 @@ use std::{
     env, fmt, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
 
 use super::Agent;
-use crate::{node::Node, process::Running};
+use crate::{netns::Netns, node::Node, process::Running};
 
 /// Names the binary when it is not beside the test.
-pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
+pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BIN";
 
 /// Finds the agent's binary: where the variable says, else in the target directory of the running
 /// program.
@@ -40,6 +41,7 @@ pub struct Builder {
     binary: Option<PathBuf>,
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    inside: Option<Arc<Netns>>,
 }
 
 impl Builder {
@@ -50,6 +52,7 @@ impl Builder {
             binary: None,
             settings: vec![],
             environment: vec![],
+            inside: None,
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -81,6 +84,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets the agent run in this namespace, as if it were the node's own.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.inside = Some(netns);
         self
     }
 
@@ -149,11 +159,16 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = Command::new(&binary);
+        let mut command = match &self.inside {
+            Some(netns) => netns.command(&binary)?,
+            None => Command::new(&binary),
+        };
         command
             .arg("run")
             .arg("--config")
             .arg(&configuration)
+            // It looks like a setting, and is none.
+            .env_remove(BINARY_VARIABLE)
             .envs(self.environment);
         self.node.enter_cgroup(&mut command)?;
         let log = self.node.directory().join("metadata-proxy.log");
