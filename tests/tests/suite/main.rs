@@ -15,11 +15,11 @@ mod serving;
 mod isolation;
 mod syncookies;
 
-//mod coexistence;
-//mod neutron_rules;
+mod coexistence;
+mod neutron_rules;
 
-//mod direct;
-//mod processes;
+mod direct;
+mod processes;
 
 //mod interfaces;
 //mod namespaces;
