@@ -68,7 +68,7 @@ fn build() -> Result<(), Box<dyn Error>> {
         return Err(format!("the kernel programs do not build with {toolchain}; see above").into());
     }
     let object = target_dir
-        .join(toolchain.target())
+        .join(toolchain.target)
         .join("release/metadata-proxy");
     fs::copy(&object, out.join("metadata-proxy.bpf.o"))
         .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;

@@ -80,7 +80,8 @@ impl fmt::Display for Compiler {
 pub(crate) struct Toolchain {
     compiler: Compiler,
     linker: PathBuf,
-    target: &'static str,
+    /// Name of the BPF target it compiles for.
+    pub(crate) target: &'static str,
 }
 
 impl Toolchain {
@@ -109,21 +110,27 @@ impl Toolchain {
         })
     }
 
-    /// Name of the BPF target it compiles for.
-    pub(crate) const fn target(&self) -> &'static str {
-        self.target
+    /// Path of a program that came with the compiler.
+    pub(crate) fn beside_compiler(&self, program: &str) -> PathBuf {
+        self.compiler.rustc.with_file_name(program)
     }
 
-    /// Makes a cargo command of the given verb (`build`, `check`) for the kernel programs.
+    /// Makes a cargo command of the given verb (`build`, `clippy`) for the kernel programs.
     ///
     /// `arch` is the architecture of the machines they will run on, as in `CARGO_CFG_TARGET_ARCH`.
     pub(crate) fn cargo(&self, verb: &str, arch: &str) -> Command {
         let cargo = match self.compiler.source {
-            Source::Sources => self.compiler.rustc.with_file_name("cargo"),
+            Source::Sources => self.beside_compiler("cargo"),
             Source::Prebuilt => env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
         };
-        let mut command = Command::new(cargo);
-        command.args([verb, "--target", self.target]);
+        // rustup's cargo would start the clippy of its own toolchain.
+        let mut command = match verb {
+            "clippy" => Command::new(self.beside_compiler("cargo-clippy")),
+            _ => Command::new(&cargo),
+        };
+        command
+            .args([verb, "--target", self.target])
+            .env("CARGO", &cargo);
         if self.compiler.source == Source::Sources {
             command.args(["-Z", "build-std=core"]);
         }

@@ -1,6 +1,17 @@
 //! Development commands, one verb per file.
 
+mod bpf_toolchain;
+mod build;
+mod ci;
+mod lint;
+mod run;
+mod setup;
+mod step;
+mod test;
 mod vm;
+mod workspace;
+
+use std::process::ExitCode;
 
 use clap::Parser as _;
 
@@ -8,12 +19,37 @@ use clap::Parser as _;
 #[derive(clap::Parser)]
 #[command(name = "cargo xtask")]
 enum Xtask {
+    /// Installs what is missing, or says what to run
+    Setup(setup::SetupArgs),
+    /// Builds the agent, kernel programs included
+    Build(build::BuildArgs),
+    /// Builds the agent, then runs it as root
+    Run(run::RunArgs),
+    /// Runs the tests
+    Test(test::TestArgs),
+    /// Runs the checks: format, lints, documentation, licences, what is committed
+    Lint,
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
+    /// Runs all that CI runs
+    Ci,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Xtask::parse() {
+fn main() -> ExitCode {
+    let result = match Xtask::parse() {
+        Xtask::Setup(args) => setup::run(&args),
+        Xtask::Build(args) => build::run(args),
+        Xtask::Run(args) => run::run(&args),
+        Xtask::Test(args) => test::run(&args),
+        Xtask::Lint => lint::run(),
         Xtask::VmTest(args) => vm::run(&args),
+        Xtask::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
