@@ -106,11 +106,8 @@ impl Bound {
     /// `pressed` is the time if requests wait for a place: only then is there reason to allow more.
     pub(super) fn opened(&mut self, pressed: Option<Instant>) {
         self.connected += 1;
-        if let BoundPolicy::Adaptive { ceiling } = self.policy {
-            self.limit = self.limit.max(self.connected.min(ceiling.get()));
-            if let Some(now) = pressed {
-                self.probe(now);
-            }
+        if let Some(now) = pressed {
+            self.probe(now);
         }
     }
 
@@ -133,10 +130,14 @@ impl Bound {
         }
     }
 
-    /// Allows one more if all that are allowed are connected, and it may be tried again.
+    /// Allows one more than are connected, if that is more than are allowed and may be tried.
+    ///
+    /// More may be connected than are allowed: those that were refused, and got in later. By itself
+    /// that shows nothing, as the agent may be done with one whose answer was not read yet.
     pub(super) fn probe(&mut self, now: Instant) {
-        if self.connected >= self.limit && self.limit < self.ceiling() && !self.is_quiet(now) {
-            self.limit += 1;
+        let more = (self.connected + 1).min(self.policy.ceiling());
+        if more > self.limit && !self.is_quiet(now) {
+            self.limit = more;
             self.pause = self.pause.saturating_sub(1);
         }
     }

@@ -1,133 +1,167 @@
 //! Who answers: a small closed set of kinds behind one function, [`Upstream::ask`].
+//!
+//! A request that reaches this module was rebuilt and carries a proved identity. Here it waits its
+//! turn, is sent as its upstream needs it, and is attempted again where that can neither be
+//! noticed nor harm. Nothing here looks at headers or bodies beyond their framing.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
+mod agent;
+mod answer;
+mod backoff;
+mod counters;
+mod error;
+mod http;
+mod pool;
+mod wire;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+pub use self::{
+    agent::{Agent, AgentConfig},
+    answer::{Answer, AnswerBody},
+    counters::{RetryReason, UpstreamSnapshot},
+    error::UpstreamError,
+    http::{Http, HttpConfig},
+};
+use crate::{
+    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits},
+    rewrite::Outgoing,
 };
 
-use bytes::Bytes;
-use http::{Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-
-use crate::rewrite::Outgoing;
-
-/// An answer on its way to the guest. Headers hold no hop-by-hop header and no `Content-Length`
-/// unless it is true of the body (an answer to HEAD keeps the one it came with).
-pub type Answer = Response<AnswerBody>;
-
-/// The body of an answer.
-pub enum AnswerBody {
-    /// All of it is here.
-    Full(Bytes),
-    /// More comes from the upstream.
-    Streaming(Pin<Box<dyn Body<Data = Bytes, Error = UpstreamError> + Send>>),
+/// How long an upstream is given; a tenant may have its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From asking until the request is sent: its time in the queue, and the time in which an
+    /// upstream that is not there may come back (30 s in Neutron's haproxies).
+    pub connect: Duration,
+    /// From sending until the answer's head is there, then between any two reads of its body (32 s
+    /// in Neutron's haproxies).
+    pub server: Duration,
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = UpstreamError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UpstreamError>>> {
-        match &mut *self {
-            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Streaming(body) => body.as_mut().poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_empty(),
-            Self::Streaming(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Streaming(body) => body.size_hint(),
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(30),
+            server: Duration::from_secs(32),
         }
     }
 }
 
-/// Why an upstream gave no answer. [`UpstreamError::status`] is what the guest gets for it.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// Nobody listens, or the socket may not be opened.
-    #[error("cannot reach the upstream at {upstream}: {source}")]
-    Unreachable {
-        /// Which upstream: a socket path or an address.
-        upstream: String,
-        /// What the connect said.
-        source: std::io::Error,
-    },
-    /// No answer within the time allowed.
-    #[error("the upstream at {upstream} gave no answer within {waited:?}")]
-    TimedOut {
-        /// Which upstream.
-        upstream: String,
-        /// How long it was given.
-        waited: std::time::Duration,
-    },
-    /// Closed without an answer, or what came is not HTTP.
-    #[error("the upstream at {upstream} gave no valid answer: {reason}")]
-    Garbled {
-        /// Which upstream.
-        upstream: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// As many requests wait as may.
-    #[error("too many requests wait for the upstream at {upstream}")]
-    QueueFull {
-        /// Which upstream.
-        upstream: String,
-    },
-    /// The request's head does not fit what this upstream can take.
-    #[error("a head of {len} bytes does not fit the {limit} bytes the upstream takes")]
-    HeadTooLarge {
-        /// Length of the encoded head, bytes.
-        len: usize,
-        /// What fits, bytes.
-        limit: usize,
-    },
-    /// The request's head fits, its body does not.
-    #[error("a body of {len} bytes does not fit the {limit} bytes the upstream takes")]
-    BodyTooLarge {
-        /// Length of the body, bytes.
-        len: usize,
-        /// What fits, bytes.
-        limit: usize,
-    },
-}
-
-impl UpstreamError {
-    /// The status the guest gets.
-    #[must_use]
-    pub const fn status(&self) -> StatusCode {
-        match self {
-            Self::Unreachable { .. } | Self::QueueFull { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
-            Self::Garbled { .. } => StatusCode::BAD_GATEWAY,
-            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        }
-    }
+/// Where a request's time went, for its access event. Filled in whatever the outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Waiting for its turn.
+    pub queued: Duration,
+    /// With the upstream: connecting, retries, until the head or the whole of a short answer.
+    pub upstream: Duration,
+    /// Attempts beyond the first.
+    pub retries: u32,
 }
 
 /// Who answers.
-pub enum Upstream {}
+pub enum Upstream {
+    /// Neutron's metadata agent behind a unix socket.
+    Agent(Agent),
+    /// An HTTP server behind a TCP endpoint.
+    Http(Http),
+}
 
 impl Upstream {
-    /// Asks, and waits for the head of the answer at least.
+    /// Asks, and waits for the head of the answer at least. Dropped, it gives up at once.
     ///
     /// # Errors
     /// [`UpstreamError`] if there is no answer to give.
-    pub async fn ask(&self, request: Outgoing) -> Result<Answer, UpstreamError> {
-        let _ = request;
-        match *self {}
+    pub async fn ask(
+        &self,
+        request: &Outgoing,
+        timeouts: Timeouts,
+        spent: &mut Spent,
+    ) -> Result<Answer, UpstreamError> {
+        let started = Instant::now();
+        let outcome = match self {
+            Self::Agent(agent) => agent.ask(request, timeouts, started, spent).await,
+            Self::Http(http) => http.ask(request, timeouts, started, spent).await,
+        };
+        spent.upstream = started.elapsed().saturating_sub(spent.queued);
+        outcome
+    }
+
+    /// Which upstream: a socket path or an address, for logs and status.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Agent(agent) => agent.name(),
+            Self::Http(http) => http.name(),
+        }
+    }
+
+    /// The word for its kind in configuration, logs and metrics.
+    #[must_use]
+    pub const fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Agent(_) => "agent",
+            Self::Http(_) => "http",
+        }
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn snapshot(&self) -> UpstreamSnapshot {
+        match self {
+            Self::Agent(agent) => agent.snapshot(),
+            Self::Http(http) => http.snapshot(),
+        }
+    }
+
+    /// Puts other bounds of the queue in force; who waits goes on waiting.
+    pub fn reconfigure(&self, bound: BoundPolicy, waiting: QueueLimits) {
+        match self {
+            Self::Agent(agent) => agent.queue().reconfigure(bound, waiting),
+            Self::Http(http) => http.queue().reconfigure(bound, waiting),
+        }
     }
 }
+
+/// Waits for a request's turn.
+async fn turn(
+    queue: &Arc<Queue>,
+    upstream: &str,
+    request: &Outgoing,
+    started: Instant,
+    timeouts: Timeouts,
+    spent: &mut Spent,
+) -> Result<Permit, UpstreamError> {
+    if let Some(permit) = queue.try_acquire() {
+        return Ok(permit);
+    }
+    let tenant = request.identity.tenant();
+    let outcome = queue
+        .acquire(tenant, request.guest, started + timeouts.connect)
+        .await;
+    spent.queued = started.elapsed();
+    outcome.map_err(|error| match error {
+        QueueError::Full | QueueError::TenantFull => UpstreamError::QueueFull {
+            upstream: upstream.to_owned(),
+        },
+        QueueError::TimedOut => UpstreamError::QueueTimedOut {
+            upstream: upstream.to_owned(),
+            waited: spent.queued,
+        },
+    })
+}
+
+/// The answer's head, and its body if that is there.
+fn answer<T>(head: wire::Head, body: T) -> ::http::Response<T> {
+    let mut answer = ::http::Response::new(body);
+    *answer.status_mut() = head.status;
+    *answer.headers_mut() = head.headers;
+    if let Some(reason) = head.reason {
+        answer.extensions_mut().insert(reason);
+    }
+    answer
+}
+
+#[cfg(test)]
+mod fixture;
