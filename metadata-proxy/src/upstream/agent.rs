@@ -79,7 +79,7 @@ const LAST_BREATH: [Duration; 3] = [
 
 /// One connect and one write.
 enum Attempt {
-    /// Sent, but for what is given by its offset.
+    /// Sent, so many bytes of it (all, as a rule).
     Sent(UnixStream, usize),
     Failed(RetryReason, io::Error),
 }
@@ -150,8 +150,9 @@ impl Agent {
             restarted: false,
         };
         loop {
-            let (mut stream, sent) = self.send(&message, &mut permit, &mut course, spent).await?;
-            let unsent = &message[sent..];
+            let (mut stream, written) =
+                self.send(&message, &mut permit, &mut course, spent).await?;
+            let unsent = &message[written..];
             match wire::exchange(&mut stream, unsent, &request.method, timeouts.server).await {
                 Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
                 Err(fault) => {
@@ -196,7 +197,7 @@ impl Agent {
     ) -> Result<(UnixStream, usize), UpstreamError> {
         loop {
             let (reason, source) = match self.attempt(message, permit) {
-                Ok(Attempt::Sent(stream, sent)) => return Ok((stream, sent)),
+                Ok(Attempt::Sent(stream, written)) => return Ok((stream, written)),
                 Ok(Attempt::Failed(reason, source)) => (reason, source),
                 Err(source) => return Err(self.unreachable(source)),
             };
@@ -233,9 +234,9 @@ impl Agent {
         }
         permit.opened();
         match socket.send_with_flags(message, libc::MSG_NOSIGNAL) {
-            Ok(sent) => {
+            Ok(written) => {
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
-                Ok(Attempt::Sent(UnixStream::from_std(stream)?, sent))
+                Ok(Attempt::Sent(UnixStream::from_std(stream)?, written))
             }
             Err(error) => {
                 permit.closed();

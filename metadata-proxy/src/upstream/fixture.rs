@@ -88,7 +88,7 @@ pub(super) fn ok(body: &str) -> Reply {
     )
 }
 
-const A_MINUTE: Duration = Duration::from_secs(60);
+const A_MINUTE: Duration = Duration::from_mins(1);
 
 /// An agent: a backlog of 5, one read of 4,096 bytes, one request per connection.
 pub(super) struct FixtureAgent {
@@ -207,8 +207,10 @@ fn serve(
     None
 }
 
-/// An HTTP server that keeps connections: its handler is told the request and says what to write,
-/// and whether to close then.
+/// Is told a request, and says what to write and whether to close then.
+type Handler = dyn Fn(&[u8]) -> (Vec<u8>, bool) + Send + Sync;
+
+/// An HTTP server that keeps connections.
 pub(super) struct FixtureServer {
     pub(super) address: SocketAddr,
     pub(super) connections: Arc<AtomicU32>,
@@ -270,11 +272,7 @@ impl Drop for FixtureServer {
     }
 }
 
-fn converse(
-    mut connection: TcpStream,
-    closed_by_client: &AtomicU32,
-    handler: &dyn Fn(&[u8]) -> (Vec<u8>, bool),
-) {
+fn converse(mut connection: TcpStream, closed_by_client: &AtomicU32, handler: &Handler) {
     let mut inbox = Vec::new();
     let mut buffer = [0; 4096];
     loop {

@@ -27,9 +27,9 @@ fn keeping(endpoint: SocketAddr) -> Upstream {
 }
 
 async fn ask(upstream: &Upstream, method: Method) -> Result<(u16, usize), UpstreamError> {
-    let sent = request(method, "/", b"");
+    let outgoing = request(method, "/", b"");
     let answer = upstream
-        .ask(&sent, Timeouts::default(), &mut Spent::default())
+        .ask(&outgoing, Timeouts::default(), &mut Spent::default())
         .await?;
     let status = answer.status().as_u16();
     Ok((status, answer.into_body().collect().await?.to_bytes().len()))
@@ -151,7 +151,7 @@ async fn idle_connections_are_closed_in_time() {
 async fn a_connection_is_kept_after_a_long_answer_too() {
     let server = FixtureServer::start(|_| {
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n".as_slice();
-        ([head, &[b'x'; 200_000]].concat(), false)
+        ([head, &vec![b'x'; 200_000]].concat(), false)
     });
     let upstream = keeping(server.address);
     for _ in 0..3 {

@@ -1,18 +1,16 @@
+mod properties;
+mod streaming;
+
 use std::{
     collections::VecDeque,
-    num::NonZeroU32,
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
-use http::StatusCode;
-use http_body_util::BodyExt as _;
-use proptest::prelude::*;
+use http::{HeaderValue, StatusCode};
 use tokio::io::ReadBuf;
 
 use super::*;
-use crate::admission::{BoundPolicy, Queue, QueueLimits};
 
 /// A connection on which prepared pieces come, one for each read.
 struct Script {
@@ -95,7 +93,9 @@ async fn read_whole(bytes: &[u8]) -> Result<(StatusCode, Bytes, bool), Fault> {
 
 #[tokio::test]
 async fn what_haproxy_reads_from_the_agent_is_read() {
-    let cases: [(&str, &[u8], u16, &[u8], bool); 13] = [
+    /// Name, answer; status, body, whether the connection can be used again.
+    type Case = (&'static str, &'static [u8], u16, &'static [u8], bool);
+    let cases: [Case; 13] = [
         ("length", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", 200, b"abc", true),
         (
             "bare LF, as the agent's own error pages have it",
@@ -177,7 +177,7 @@ async fn what_haproxy_reads_from_the_agent_is_read() {
 async fn what_is_no_answer_is_refused_with_502() {
     let long = [
         b"HTTP/1.1 200 OK\r\nx: ".as_slice(),
-        &[b'a'; 40_000],
+        &vec![b'a'; 40_000],
         b"\r\n\r\n",
     ]
     .concat();
@@ -275,7 +275,7 @@ async fn answers_without_a_body_end_with_their_head() {
             .head
             .headers
             .get("content-length")
-            .map(|value| value.as_bytes());
+            .map(HeaderValue::as_bytes);
         let kept = method == Method::HEAD && head.contains("Content-Length");
         assert_eq!(length, kept.then_some(b"3".as_slice()), "{head}");
     }
@@ -380,89 +380,6 @@ async fn an_upstream_that_says_nothing_more_is_given_up() {
     }
 }
 
-/// Remembers what is kept.
-#[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<Script>>>);
-
-impl Keep<Script> for Kept {
-    fn keep(&self, stream: Script) {
-        self.0.lock().unwrap().push(stream);
-    }
-}
-
-fn streaming(script: Script, rest: Rest) -> (Streaming<Script, Kept>, Kept, Arc<Queue>) {
-    let policy = BoundPolicy::Fixed(NonZeroU32::MIN);
-    let queue = Queue::new(
-        policy,
-        QueueLimits {
-            waiting: 1,
-            waiting_per_tenant: 1,
-        },
-    );
-    let permit = queue.try_acquire().unwrap();
-    let kept = Kept::default();
-    let body = Streaming::new(script, rest, kept.clone(), permit, "/socket".into(), SERVER);
-    (body, kept, queue)
-}
-
-async fn long_answer(framing: &str, body: Vec<u8>, end: End) -> (Script, Rest) {
-    let head = format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n");
-    let mut script = Script::new([Bytes::from(head), Bytes::from(body)], end);
-    let received = ask(&Method::GET, &mut script).await.unwrap();
-    let Body::Rest(rest) = received.body else {
-        panic!("collected")
-    };
-    (script, rest)
-}
-
-#[tokio::test]
-async fn long_answers_are_passed_on_as_they_come() {
-    let body = vec![b'x'; 2 * COLLECT_LIMIT];
-    let chunked = [b"20000\r\n".as_slice(), &body, b"\r\n0\r\n\r\n"].concat();
-    let length = format!("Content-Length: {}", body.len());
-    for (framing, sent, end, exact, keeps) in [
-        (
-            length.as_str(),
-            body.clone(),
-            End::Hang,
-            Some(body.len() as u64),
-            1,
-        ),
-        ("Transfer-Encoding: chunked", chunked, End::Hang, None, 1),
-        ("X: until close", body.clone(), End::Close, None, 0),
-    ] {
-        let (script, rest) = long_answer(framing, sent, end).await;
-        let (mut streaming, kept, queue) = streaming(script, rest);
-        assert_eq!(
-            http_body::Body::size_hint(&streaming).exact(),
-            exact,
-            "{framing}"
-        );
-        assert_eq!(queue.snapshot().in_flight, 1);
-        let passed_on = (&mut streaming).collect().await.unwrap().to_bytes();
-        assert_eq!(passed_on, body, "{framing}");
-        assert_eq!(
-            queue.snapshot().in_flight,
-            0,
-            "its place is free at the end"
-        );
-        assert_eq!(kept.0.lock().unwrap().len(), keeps, "{framing}");
-    }
-}
-
-#[tokio::test]
-async fn a_long_answer_that_breaks_off_is_an_error_and_frees_its_place() {
-    for (end, status) in [(End::Close, 502), (End::Reset, 502), (End::Hang, 504)] {
-        let length = format!("Content-Length: {}", 2 * COLLECT_LIMIT);
-        let (script, rest) = long_answer(&length, vec![b'x'; COLLECT_LIMIT], end).await;
-        let (mut streaming, kept, queue) = streaming(script, rest);
-        let error = (&mut streaming).collect().await.unwrap_err();
-        assert_eq!(error.status().as_u16(), status);
-        assert_eq!(queue.snapshot().in_flight, 0);
-        assert!(kept.0.lock().unwrap().is_empty());
-    }
-}
-
 #[tokio::test]
 async fn answers_up_to_the_limit_are_collected() {
     let body = vec![b'x'; COLLECT_LIMIT];
@@ -471,120 +388,4 @@ async fn answers_up_to_the_limit_are_collected() {
         .await
         .unwrap();
     assert_eq!(read.1, body);
-}
-
-/// Everything that can be told about an answer.
-fn summary(bytes: &[u8], splits: &[usize], method: &Method) -> String {
-    let mut pieces = Vec::new();
-    let mut at = 0;
-    for split in splits {
-        let next = (at + split).min(bytes.len());
-        if next > at {
-            pieces.push(Bytes::copy_from_slice(&bytes[at..next]));
-        }
-        at = next;
-    }
-    if at < bytes.len() {
-        pieces.push(Bytes::copy_from_slice(&bytes[at..]));
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let mut script = Script::new(pieces, End::Close);
-        match ask(method, &mut script).await {
-            Err(Fault::Garbled(_)) => "garbled".to_owned(),
-            Err(fault) => format!("{fault:?}"),
-            Ok(Received {
-                head,
-                body: Body::Whole { bytes, .. },
-            }) => {
-                format!("{} {:?} {bytes:?}", head.status, head.headers)
-            }
-            Ok(Received {
-                head,
-                body: Body::Rest(rest),
-            }) => {
-                let body = streaming(script, rest).0.collect().await;
-                let body = body.map(http_body_util::Collected::to_bytes);
-                format!("{} {:?} {body:?}", head.status, head.headers)
-            }
-        }
-    })
-}
-
-fn answers() -> impl Strategy<Value = Vec<u8>> {
-    let line_end = prop_oneof![Just("\n"), Just("\r\n")];
-    let body = proptest::collection::vec(any::<u8>(), 0..600);
-    (
-        line_end,
-        body,
-        0_u8..3,
-        proptest::collection::vec(1_usize..90, 1..20),
-    )
-        .prop_map(|(end, body, framing, chunks)| {
-            let mut answer = format!("HTTP/1.1 200 OK{end}X-One: 1{end}").into_bytes();
-            match framing {
-                0 => {
-                    answer.extend(format!("Content-Length: {}{end}{end}", body.len()).bytes());
-                    answer.extend(&body);
-                }
-                1 => {
-                    answer.extend(format!("Transfer-Encoding: chunked{end}{end}").bytes());
-                    let mut rest = &body[..];
-                    for chunk in chunks.iter().cycle() {
-                        let (now, later) = rest.split_at((*chunk).min(rest.len()));
-                        answer.extend(format!("{:x}{end}", now.len()).bytes());
-                        if now.is_empty() {
-                            answer.extend(end.bytes());
-                            break;
-                        }
-                        answer.extend(now);
-                        answer.extend(end.bytes());
-                        rest = later;
-                    }
-                }
-                _ => {
-                    answer.extend(end.bytes());
-                    answer.extend(&body);
-                }
-            }
-            answer
-        })
-}
-
-proptest! {
-    #[test]
-    fn an_answer_is_the_same_however_it_is_split(
-        answer in answers(),
-        splits in proptest::collection::vec(1_usize..40, 0..60),
-    ) {
-        let whole = summary(&answer, &[], &Method::GET);
-        prop_assert!(whole.starts_with("200 OK"), "{}", whole);
-        prop_assert_eq!(summary(&answer, &splits, &Method::GET), whole);
-    }
-
-    #[test]
-    fn an_altered_answer_is_the_same_however_it_is_split(
-        mut answer in answers(),
-        at in any::<prop::sample::Index>(),
-        byte in any::<u8>(),
-        splits in proptest::collection::vec(1_usize..40, 0..60),
-    ) {
-        let at = at.index(answer.len());
-        answer[at] = byte;
-        let whole = summary(&answer, &[], &Method::GET);
-        prop_assert_eq!(summary(&answer, &splits, &Method::GET), whole);
-    }
-
-    #[test]
-    fn no_bytes_make_it_panic(
-        bytes in proptest::collection::vec(any::<u8>(), 0..2_000),
-        prefix in prop_oneof![Just(""), Just("HTTP/1.1 200 OK\r\n"), Just("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")],
-        splits in proptest::collection::vec(1_usize..200, 0..20),
-    ) {
-        let bytes = [prefix.as_bytes(), &bytes].concat();
-        summary(&bytes, &splits, &Method::GET);
-    }
 }
