@@ -10,10 +10,13 @@ use clap::Parser as _;
 enum Xtask {
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
+    /// Boots real guests that get their metadata from the agent
+    VmGuest(vm::VmGuestArgs),
 }
 
 fn main() -> anyhow::Result<()> {
     match Xtask::parse() {
         Xtask::VmTest(args) => vm::run(&args),
+        Xtask::VmGuest(args) => vm::run_guest(&args),
     }
 }
