@@ -15,16 +15,27 @@ fn describe() -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").unwrap();
     line(format!("abi {ABI_VERSION}"));
-    line(format!("metadata {METADATA_V4:?} {METADATA_V6:?} port {METADATA_PORT}"));
-    line(format!("listener port {DEFAULT_LISTENER_PORT} mark {NEUTRON_MARK}"));
+    line(format!(
+        "metadata {METADATA_V4:?} {METADATA_V6:?} port {METADATA_PORT}"
+    ));
+    line(format!(
+        "listener port {DEFAULT_LISTENER_PORT} mark {NEUTRON_MARK}"
+    ));
     line(format!("TenantKey size {}", size_of::<TenantKey>()));
-    line(format!("  netns_cookie at {}", offset_of!(TenantKey, netns_cookie)));
+    line(format!(
+        "  netns_cookie at {}",
+        offset_of!(TenantKey, netns_cookie)
+    ));
     line(format!("TenantValue size {}", size_of::<TenantValue>()));
     line(format!("  uuid at {}", offset_of!(TenantValue, uuid)));
     line(format!("  kind at {}", offset_of!(TenantValue, kind)));
     line(format!("  writer at {}", offset_of!(TenantValue, writer)));
     line(format!("  padding at {}", offset_of!(TenantValue, padding)));
-    for kind in [TenantKind::Router, TenantKind::Network, TenantKind::OvnNetwork] {
+    for kind in [
+        TenantKind::Router,
+        TenantKind::Network,
+        TenantKind::OvnNetwork,
+    ] {
         line(format!("kind {} {kind:?}", kind as u8));
     }
     line(format!("writer {WRITER_OTHER} other, {WRITER_AGENT} agent"));
@@ -70,7 +81,11 @@ fn the_contract_is_the_committed_one() {
 
 #[test]
 fn every_kind_survives_its_byte() {
-    for kind in [TenantKind::Router, TenantKind::Network, TenantKind::OvnNetwork] {
+    for kind in [
+        TenantKind::Router,
+        TenantKind::Network,
+        TenantKind::OvnNetwork,
+    ] {
         assert_eq!(TenantKind::from_byte(kind as u8), Some(kind));
         assert_eq!(TenantValue::by_agent(kind, [7; 16]).kind, kind as u8);
     }

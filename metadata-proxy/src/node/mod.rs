@@ -37,20 +37,19 @@ use crate::{
     access::Metrics,
     admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
+    cli::{Exit, Failure},
     config::{Config, ConfigSources},
     discovery::Discovery,
-    cli::{Exit, Failure},
     kernel::{
-        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions,
-        Mounts, NetnsCookie, PlainKernel,
+        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions, Mounts,
+        NetnsCookie, PlainKernel,
     },
     listener,
     netns::NetnsThread,
     register::{self, RegisterEvent},
     serve,
     tenants::{
-        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts,
-        Source,
+        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts, Source,
     },
 };
 
@@ -216,7 +215,12 @@ impl Running {
         })));
 
         let sockets_stop = CancellationToken::new();
-        tasks.push(serve_registrations(register, &config, &handle, sockets_stop.clone())?);
+        tasks.push(serve_registrations(
+            register,
+            &config,
+            &handle,
+            sockets_stop.clone(),
+        )?);
         let control = Arc::new(NodeControl {
             config: Arc::clone(&config),
             sources,
@@ -263,7 +267,11 @@ impl Running {
     /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
     async fn until_ended(mut self) -> anyhow::Result<()> {
         loop {
-            let Signals { terminate, interrupt, hangup } = &mut self.signals;
+            let Signals {
+                terminate,
+                interrupt,
+                hangup,
+            } = &mut self.signals;
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -330,7 +338,8 @@ fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<Eb
         debug_log: config.steering.debug_log,
     })?;
     if config.steering.connect_hooks {
-        let mounts = Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
+        let mounts =
+            Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
         let root = || mounts.cgroup2().map(Path::to_owned);
         let Some(cgroup) = config.steering.cgroup.clone().or_else(root) else {
             bail!(
@@ -407,7 +416,9 @@ fn serve_registrations(
                 }
                 RegisterEvent::Ended(lease) => {
                     if let Some((netns, _)) = leases.remove(&lease) {
-                        registry.send(Command::Withdraw(netns, Provider::Register)).await;
+                        registry
+                            .send(Command::Withdraw(netns, Provider::Register))
+                            .await;
                     }
                 }
             }

@@ -58,8 +58,7 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
         }
     }
     // Nothing is steered here any more, but these guests have been told that they are connected.
-    while let Ok(Ok((stream, peer))) =
-        tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
     {
         start(stream, peer, &service, &node);
     }
@@ -68,7 +67,10 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
 /// A guest that is gone already is no trouble; a lack of descriptors or memory is.
 async fn pause_if_exhausted(error: &io::Error, node: &Node) {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    if error.raw_os_error().is_some_and(|errno| exhausted.contains(&errno)) {
+    if error
+        .raw_os_error()
+        .is_some_and(|errno| exhausted.contains(&errno))
+    {
         if node.metrics.accept_failed() {
             error!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE)");
         }

@@ -34,7 +34,10 @@ use crate::{
     upstream::{Agent, AgentConfig, Upstream},
 };
 
-const TENANT: Tenant = Tenant { kind: TenantKind::Network, id: Uuid::from_u128(0xfeed) };
+const TENANT: Tenant = Tenant {
+    kind: TenantKind::Network,
+    id: Uuid::from_u128(0xfeed),
+};
 const DEADLINE: Duration = Duration::from_secs(10);
 const GET: &str = "GET /openstack HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -58,7 +61,10 @@ struct ScriptedAgent {
 impl ScriptedAgent {
     fn start(path: &Path, is_gated: bool) -> Self {
         let listener = UnixListener::bind(path).unwrap();
-        let agent = Self { asked: Arc::default(), gate: Arc::default() };
+        let agent = Self {
+            asked: Arc::default(),
+            gate: Arc::default(),
+        };
         let (asked, gate) = (Arc::clone(&agent.asked), Arc::clone(&agent.gate));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
@@ -124,8 +130,13 @@ impl Bench {
         let agent = Agent::new(AgentConfig {
             path: socket,
             max_request_bytes: 4096,
-            bound: BoundPolicy::Adaptive { ceiling: 16.try_into().unwrap() },
-            waiting: QueueLimits { waiting: 100, waiting_per_tenant: 100 },
+            bound: BoundPolicy::Adaptive {
+                ceiling: 16.try_into().unwrap(),
+            },
+            waiting: QueueLimits {
+                waiting: 100,
+                waiting_per_tenant: 100,
+            },
         });
         let mut timeouts = config.timeouts;
         timeouts.client = options.client_timeout.unwrap_or(timeouts.client);
@@ -145,9 +156,16 @@ impl Bench {
             Arc::<Counters>::default(),
         ));
         service.set_may_forward(!options.no_internal_network);
-        let accepting =
-            tokio::spawn(accept(listener, Arc::clone(&service), Arc::clone(&node)));
-        Self { node, service, kernel, address, upstream, accepting, _dir: dir }
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&service), Arc::clone(&node)));
+        Self {
+            node,
+            service,
+            kernel,
+            address,
+            upstream,
+            accepting,
+            _dir: dir,
+        }
     }
 
     async fn guest(&self) -> TcpStream {
@@ -165,7 +183,9 @@ impl Bench {
 async fn read_to_end(guest: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     // A reset ends an answer as well as a close does.
-    let _ = timeout(DEADLINE, guest.read_to_end(&mut answer)).await.expect("no end in time");
+    let _ = timeout(DEADLINE, guest.read_to_end(&mut answer))
+        .await
+        .expect("no end in time");
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -177,14 +197,22 @@ async fn read_one(guest: &mut TcpStream) -> String {
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
             let length = head
                 .lines()
-                .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                .find_map(|line| {
+                    line.to_ascii_lowercase()
+                        .strip_prefix("content-length: ")?
+                        .parse()
+                        .ok()
+                })
                 .unwrap_or(0);
             if body.len() >= length {
                 return text;
             }
         }
         let mut chunk = [0; 4096];
-        let len = timeout(DEADLINE, guest.read(&mut chunk)).await.expect("no answer").unwrap();
+        let len = timeout(DEADLINE, guest.read(&mut chunk))
+            .await
+            .expect("no answer")
+            .unwrap();
         assert!(len > 0, "closed early: {text}");
         answer.extend_from_slice(&chunk[..len]);
     }
@@ -196,7 +224,9 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    waited.await.unwrap_or_else(|_| panic!("{what} did not happen"));
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen"));
 }
 
 #[tokio::test]
@@ -222,19 +252,28 @@ async fn a_request_goes_upstream_with_its_tag_and_the_answer_comes_back() {
 async fn pipelined_requests_are_answered_in_order_on_one_connection() {
     let bench = Bench::start(&Options::default());
     let mut guest = bench.guest().await;
-    let pipeline: String =
-        (0..5).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    let pipeline: String = (0..5)
+        .map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n"))
+        .collect();
     guest.write_all(pipeline.as_bytes()).await.unwrap();
-    guest.write_all(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    guest
+        .write_all(b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let answers = read_to_end(&mut guest).await;
-    let places: Vec<_> = (0..5).map(|n| answers.find(&format!("GET /{n} ")).unwrap()).collect();
+    let places: Vec<_> = (0..5)
+        .map(|n| answers.find(&format!("GET /{n} ")).unwrap())
+        .collect();
     assert!(places.is_sorted(), "{answers}");
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 6);
 }
 
 #[tokio::test]
 async fn a_connection_whose_namespace_is_no_tenant_is_closed_unread() {
-    let bench = Bench::start(&Options { undeclared: true, ..Options::default() });
+    let bench = Bench::start(&Options {
+        undeclared: true,
+        ..Options::default()
+    });
     assert_eq!(bench.exchange(GET).await, "");
     assert_eq!(bench.upstream.asked(), 0);
     assert_eq!(bench.service.counters.refused.load(Ordering::Relaxed), 1);
@@ -243,11 +282,17 @@ async fn a_connection_whose_namespace_is_no_tenant_is_closed_unread() {
 #[tokio::test]
 async fn a_namespace_that_changes_hands_is_refused() {
     let bench = Bench::start(&Options::default());
-    let other = Tenant { id: Uuid::from_u128(1), ..TENANT };
+    let other = Tenant {
+        id: Uuid::from_u128(1),
+        ..TENANT
+    };
     bench.kernel.declare(bench.service.cookie, other).unwrap();
     assert_eq!(bench.exchange(GET).await, "");
     assert_eq!(bench.upstream.asked(), 0);
-    bench.kernel.withdraw(NetnsCookie(bench.service.cookie.0)).unwrap();
+    bench
+        .kernel
+        .withdraw(NetnsCookie(bench.service.cookie.0))
+        .unwrap();
     assert_eq!(bench.exchange(GET).await, "");
 }
 
@@ -267,14 +312,20 @@ async fn what_is_no_request_is_answered_400_and_never_forwarded() {
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
     ] {
         let answer = bench.exchange(garbage).await;
-        assert!(answer.starts_with("HTTP/1.1 400 "), "{garbage:?} got {answer:?}");
+        assert!(
+            answer.starts_with("HTTP/1.1 400 "),
+            "{garbage:?} got {answer:?}"
+        );
     }
     assert_eq!(bench.upstream.asked(), 0);
 }
 
 #[tokio::test]
 async fn a_body_is_forwarded_whole_and_too_large_a_one_not_at_all() {
-    let bench = Bench::start(&Options { body_bytes: Some(8), ..Options::default() });
+    let bench = Bench::start(&Options {
+        body_bytes: Some(8),
+        ..Options::default()
+    });
     let chunked = "POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\
                    Connection: close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
     let answer = bench.exchange(chunked).await;
@@ -287,7 +338,10 @@ async fn a_body_is_forwarded_whole_and_too_large_a_one_not_at_all() {
     ] {
         let answer = bench.exchange(too_large).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-        assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+        assert!(
+            answer.to_lowercase().contains("connection: close"),
+            "{answer}"
+        );
     }
     assert_eq!(bench.upstream.asked(), 1);
 }
@@ -295,41 +349,63 @@ async fn a_body_is_forwarded_whole_and_too_large_a_one_not_at_all() {
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up_on() {
     let client_timeout = Some(Duration::from_millis(50));
-    let bench = Bench::start(&Options { client_timeout, ..Options::default() });
-    let answer =
-        bench.exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab").await;
+    let bench = Bench::start(&Options {
+        client_timeout,
+        ..Options::default()
+    });
+    let answer = bench
+        .exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab")
+        .await;
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(bench.upstream.asked(), 0);
 }
 
 #[tokio::test]
 async fn more_than_the_rate_limit_is_429_with_a_time_to_come_back() {
-    let window = WindowLimit { period: Duration::from_secs(60), requests: 2 };
+    let window = WindowLimit {
+        period: Duration::from_secs(60),
+        requests: 2,
+    };
     let limits = RateLimits {
         base: window,
         burst: window,
         families: crate::admission::Families { v4: true, v6: true },
     };
-    let bench = Bench::start(&Options { rate_limits: Some(limits), ..Options::default() });
+    let bench = Bench::start(&Options {
+        rate_limits: Some(limits),
+        ..Options::default()
+    });
     let mut guest = bench.guest().await;
     for expected in ["200", "200", "429"] {
         guest.write_all(GET.as_bytes()).await.unwrap();
         let answer = read_one(&mut guest).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{answer}");
-        assert_eq!(expected == "429", answer.to_lowercase().contains("\r\nretry-after: "));
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
+            "{answer}"
+        );
+        assert_eq!(
+            expected == "429",
+            answer.to_lowercase().contains("\r\nretry-after: ")
+        );
     }
     assert_eq!(bench.upstream.asked(), 2);
 }
 
 #[tokio::test]
 async fn a_guest_has_only_so_many_connections() {
-    let bench = Bench::start(&Options { connections_per_guest: Some(1), ..Options::default() });
+    let bench = Bench::start(&Options {
+        connections_per_guest: Some(1),
+        ..Options::default()
+    });
     let mut first = bench.guest().await;
     first.write_all(GET.as_bytes()).await.unwrap();
     read_one(&mut first).await;
     assert_eq!(bench.exchange(GET).await, "", "the second is closed");
     drop(first);
-    until("the place is free again", || bench.node.limits.snapshot().connections == 0).await;
+    until("the place is free again", || {
+        bench.node.limits.snapshot().connections == 0
+    })
+    .await;
     let mut third = bench.guest().await;
     third.write_all(GET.as_bytes()).await.unwrap();
     assert!(read_one(&mut third).await.starts_with("HTTP/1.1 200"));
@@ -337,7 +413,10 @@ async fn a_guest_has_only_so_many_connections() {
 
 #[tokio::test]
 async fn a_router_without_internal_network_is_never_forwarded_for() {
-    let bench = Bench::start(&Options { no_internal_network: true, ..Options::default() });
+    let bench = Bench::start(&Options {
+        no_internal_network: true,
+        ..Options::default()
+    });
     let mut guest = bench.guest().await;
     guest.write_all(GET.as_bytes()).await.unwrap();
     assert!(read_one(&mut guest).await.starts_with("HTTP/1.1 404 "));
@@ -346,7 +425,10 @@ async fn a_router_without_internal_network_is_never_forwarded_for() {
 
 #[tokio::test]
 async fn draining_finishes_what_is_in_flight_and_accepts_nothing_more() {
-    let bench = Bench::start(&Options { is_gated: true, ..Options::default() });
+    let bench = Bench::start(&Options {
+        is_gated: true,
+        ..Options::default()
+    });
     let mut guest = bench.guest().await;
     let request = "POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
     guest.write_all(request.as_bytes()).await.unwrap();
@@ -354,22 +436,35 @@ async fn draining_finishes_what_is_in_flight_and_accepts_nothing_more() {
     bench.node.ends.stopping.cancel();
     until("the listener is closed", || bench.accepting.is_finished()).await;
     assert_eq!(
-        TcpStream::connect(bench.address).await.map_err(|e| e.kind()).err(),
+        TcpStream::connect(bench.address)
+            .await
+            .map_err(|e| e.kind())
+            .err(),
         Some(io::ErrorKind::ConnectionRefused)
     );
     bench.upstream.gate.notify_one();
     let answer = read_to_end(&mut guest).await;
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("body"), "{answer}");
-    timeout(DEADLINE, bench.node.connections_over()).await.expect("the node is idle");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("body"),
+        "{answer}"
+    );
+    timeout(DEADLINE, bench.node.connections_over())
+        .await
+        .expect("the node is idle");
 }
 
 #[tokio::test]
 async fn a_tenant_that_is_gone_takes_its_connections_with_it() {
-    let bench = Bench::start(&Options { is_gated: true, ..Options::default() });
+    let bench = Bench::start(&Options {
+        is_gated: true,
+        ..Options::default()
+    });
     let mut guest = bench.guest().await;
     guest.write_all(GET.as_bytes()).await.unwrap();
     until("the upstream is asked", || bench.upstream.asked() == 1).await;
     bench.service.gone.cancel();
     assert_eq!(read_to_end(&mut guest).await, "");
-    timeout(DEADLINE, bench.node.connections_over()).await.expect("the node is idle");
+    timeout(DEADLINE, bench.node.connections_over())
+        .await
+        .expect("the node is idle");
 }
