@@ -41,12 +41,8 @@ impl Outgoing {
         out.put_u8(b' ');
         out.put_slice(self.target.as_bytes());
         out.put_slice(b" HTTP/1.1\r\n");
-        put_header(
-            out,
-            tenant.tag_name().as_str(),
-            tenant.tag_value().as_bytes(),
-        );
-        put_header(out, "x-forwarded-for", self.guest.to_string().as_bytes());
+        put_header(out, tenant.tag_text(), tenant.tag_value().as_bytes());
+        put_header(out, "X-Forwarded-For", self.guest.to_string().as_bytes());
         for (name, value) in &self.headers {
             put_header(out, name.as_str(), value.as_bytes());
         }
@@ -136,7 +132,11 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
         return Err(BadRequest::Host);
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH).iter().count();
-    let encodings = head.headers.get_all(header::TRANSFER_ENCODING).iter().count();
+    let encodings = head
+        .headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .count();
     if lengths + encodings > 1 {
         return Err(BadRequest::Length);
     }
@@ -178,7 +178,9 @@ fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 /// Path and query. A guest that takes us for a proxy sends a whole URL; its host part counts as
 /// little as the `Host` header does.
 fn target(uri: &Uri) -> Result<String, BadRequest> {
-    let is_http = uri.scheme().is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
+    let is_http = uri
+        .scheme()
+        .is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
     let has_both_or_neither = uri.scheme().is_some() == uri.authority().is_some();
     match uri.path_and_query() {
         Some(path) if is_http && has_both_or_neither && path.as_str().starts_with('/') => {
@@ -197,12 +199,20 @@ mod tests {
     use super::*;
     use crate::identity::Tenant;
 
-    const TENANT: Tenant = Tenant { kind: TenantKind::Router, id: Uuid::from_u128(0xabc) };
+    const TENANT: Tenant = Tenant {
+        kind: TenantKind::Router,
+        id: Uuid::from_u128(0xabc),
+    };
 
     fn outgoing(request: http::Request<()>, body: &'static [u8]) -> Result<Outgoing, BadRequest> {
         let (parts, ()) = request.into_parts();
         let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
-        rebuild(&parts, Bytes::from_static(body), Identity::unproved(TENANT), guest)
+        rebuild(
+            &parts,
+            Bytes::from_static(body),
+            Identity::unproved(TENANT),
+            guest,
+        )
     }
 
     fn encode(outgoing: &Outgoing) -> Vec<u8> {
@@ -225,8 +235,8 @@ mod tests {
         assert_eq!(
             String::from_utf8(bytes).unwrap(),
             "GET /openstack?a=b HTTP/1.1\r\n\
-             x-neutron-router-id: 00000000-0000-0000-0000-000000000abc\r\n\
-             x-forwarded-for: 10.0.0.5\r\n\
+             X-Neutron-Router-ID: 00000000-0000-0000-0000-000000000abc\r\n\
+             X-Forwarded-For: 10.0.0.5\r\n\
              host: 169.254.169.254\r\n\
              user-agent: curl/8\r\n\
              connection: close\r\n\r\n"
@@ -249,12 +259,13 @@ mod tests {
     #[test]
     fn what_cannot_be_forwarded_is_refused() {
         let get = || http::Request::get("/").header("host", "a");
-        let refused = |request: http::request::Builder| {
-            outgoing(request.body(()).unwrap(), b"").unwrap_err()
-        };
+        let refused =
+            |request: http::request::Builder| outgoing(request.body(()).unwrap(), b"").unwrap_err();
         assert_eq!(refused(get().header("host", "b")), BadRequest::Host);
         assert_eq!(refused(http::Request::get("/")), BadRequest::Host);
-        let both = get().header("content-length", "1").header("transfer-encoding", "chunked");
+        let both = get()
+            .header("content-length", "1")
+            .header("transfer-encoding", "chunked");
         assert_eq!(refused(both), BadRequest::Length);
         assert_eq!(refused(get().uri("https://a/")), BadRequest::Target);
         assert_eq!(refused(get().uri("*")), BadRequest::Target);
@@ -304,9 +315,10 @@ mod tests {
                 return Err(TestCaseError::fail("the head is incomplete"));
             };
             prop_assert_eq!(&bytes[head..], &body[..]);
-            prop_assert_eq!(parsed.headers[0].name, "x-neutron-router-id");
-            prop_assert_eq!(parsed.headers[0].value, TENANT.tag_value().as_bytes());
-            prop_assert_eq!(parsed.headers[1].name, "x-forwarded-for");
+            prop_assert_eq!(parsed.headers[0].name, "X-Neutron-Router-ID");
+            let tag = TENANT.tag_value();
+            prop_assert_eq!(parsed.headers[0].value, tag.as_bytes());
+            prop_assert_eq!(parsed.headers[1].name, "X-Forwarded-For");
             prop_assert_eq!(parsed.headers[1].value, b"10.0.0.5");
             let mut lengths = 0;
             for header in &parsed.headers[2..] {
@@ -317,7 +329,8 @@ mod tests {
                 }
                 if name == "content-length" {
                     lengths += 1;
-                    prop_assert_eq!(header.value, body.len().to_string().as_bytes());
+                    let length = body.len().to_string();
+                    prop_assert_eq!(header.value, length.as_bytes());
                 }
             }
             prop_assert!(lengths <= 1);

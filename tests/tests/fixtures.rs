@@ -427,10 +427,14 @@ fn a_footprint_shows_pins() {
 fn two_hundred_tenants_can_be_made_at_once() {
     let node = Node::new().unwrap();
     let start = Instant::now();
-    let tenants: Vec<_> =
-        (0..200).map(|_| TenantFixture::new(&node, Kind::Router).unwrap()).collect();
+    let tenants: Vec<_> = (0..200)
+        .map(|_| TenantFixture::new(&node, Kind::Router).unwrap())
+        .collect();
     eprintln!("made in {:?}", start.elapsed());
-    assert_eq!(fs::read_dir(node.netns_dir()).unwrap().count(), tenants.len());
+    assert_eq!(
+        fs::read_dir(node.netns_dir()).unwrap().count(),
+        tenants.len()
+    );
     let start = Instant::now();
     drop(tenants);
     eprintln!("gone in {:?}", start.elapsed());

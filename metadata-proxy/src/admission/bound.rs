@@ -5,10 +5,11 @@
 //! signal used: it is exact, while response times say nothing when nova's answers take anything
 //! from one millisecond to ten seconds.
 //!
-//! - A refusal lowers the bound to what *is* connected.
-//! - A connect that succeeds at the bound while requests wait raises it by one, so a burst finds the
-//!   bound by itself; after a refusal not before a pause, which grows with each attempt that was
-//!   refused and shrinks with each that was not.
+//! - A refusal lowers the bound to what *is* connected, and a large bound by an eighth at least:
+//!   connections that the agent is done with, and whose answer was not read yet, still count.
+//! - A connect that succeeds at the bound while requests wait raises it by one, so the first burst
+//!   finds the bound by itself. After a refusal there is a pause between any two steps, which grows
+//!   with each step that was refused and shrinks with each that was not.
 //!
 //! Pure state: [`super::queue::Queue`] keeps it under its lock.
 
@@ -41,7 +42,7 @@ impl BoundPolicy {
 
 /// A backlog of 5 takes one more than that, even from an agent that accepts nothing (measured).
 const START: u32 = 6;
-/// The shortest pause after a refusal.
+/// The unit of pauses after a refusal.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The pause is at most [`PAUSE`] times two to the power of this: 4 s.
 const LONGEST_PAUSE: u32 = 12;
@@ -54,6 +55,8 @@ pub(super) struct Bound {
     connected: u32,
     pause: u32,
     quiet_until: Option<Instant>,
+    /// Whether the last step up was not refused so far.
+    on_trial: bool,
     refusals: u64,
 }
 
@@ -69,6 +72,7 @@ impl Bound {
             connected: 0,
             pause: 0,
             quiet_until: None,
+            on_trial: false,
             refusals: 0,
         }
     }
@@ -106,11 +110,8 @@ impl Bound {
     /// `pressed` is the time if requests wait for a place: only then is there reason to allow more.
     pub(super) fn opened(&mut self, pressed: Option<Instant>) {
         self.connected += 1;
-        if let BoundPolicy::Adaptive { ceiling } = self.policy {
-            self.limit = self.limit.max(self.connected.min(ceiling.get()));
-            if let Some(now) = pressed {
-                self.probe(now);
-            }
+        if let Some(now) = pressed {
+            self.probe(now);
         }
     }
 
@@ -126,18 +127,34 @@ impl Bound {
             return;
         }
         self.limit = self.limit.min(self.connected.max(1));
-        // Refusals during the pause tell nothing new: they were under way when it began.
-        if !self.is_quiet(now) {
+        // Only the first after a step tells something: others were under way with it.
+        if std::mem::take(&mut self.on_trial) || !self.is_quiet(now) {
+            self.limit -= self.limit / 8;
             self.pause = (self.pause + 2).min(LONGEST_PAUSE);
-            self.quiet_until = Some(now + PAUSE * (1 << self.pause));
+            self.rest(now);
         }
     }
 
-    /// Allows one more if all that are allowed are connected, and it may be tried again.
+    /// Allows one more than are connected, if that is more than are allowed and may be tried.
+    ///
+    /// More may be connected than are allowed: those that were refused, and got in later. By itself
+    /// that shows nothing, as the agent may be done with one whose answer was not read yet.
     pub(super) fn probe(&mut self, now: Instant) {
-        if self.connected >= self.limit && self.limit < self.ceiling() && !self.is_quiet(now) {
-            self.limit += 1;
-            self.pause = self.pause.saturating_sub(1);
+        let more = (self.connected + 1).min(self.policy.ceiling());
+        if more > self.limit && !self.is_quiet(now) {
+            if self.on_trial {
+                self.pause = self.pause.saturating_sub(1);
+            }
+            self.limit = more;
+            self.on_trial = true;
+            self.rest(now);
+        }
+    }
+
+    /// Lets nothing change until the present pause is over; there is none before the first refusal.
+    fn rest(&mut self, now: Instant) {
+        if self.pause > 0 {
+            self.quiet_until = Some(now + PAUSE * (1 << self.pause));
         }
     }
 
@@ -169,11 +186,11 @@ mod tests {
 
     #[test]
     fn one_burst_finds_what_the_agent_takes() {
-        for takes in [1, 6, 7, 14, 100] {
+        for (takes, found) in [(1, 1), (6, 6), (7, 7), (14, 13), (100, 88)] {
             let mut bound = adaptive(256);
             burst(&mut bound, takes, Instant::now());
-            assert_eq!(bound.limit(), takes);
-            assert!(bound.refusals() <= 1);
+            assert_eq!(bound.limit(), found);
+            assert_eq!(bound.refusals(), 1);
         }
     }
 
@@ -210,10 +227,17 @@ mod tests {
         let start = Instant::now();
         burst(&mut bound, 2, start);
         assert_eq!(bound.limit(), 2);
-        let now = start + PAUSE * (1 << LONGEST_PAUSE);
-        bound.probe(now);
-        burst(&mut bound, 14, now);
-        assert_eq!(bound.limit(), 14);
+        let mut now = start;
+        while bound.limit() < 7 {
+            now += Duration::from_millis(1);
+            bound.probe(now);
+            burst(&mut bound, 7, now);
+        }
+        assert!(
+            now - start < Duration::from_millis(20),
+            "after {:?}",
+            now - start
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The fair queue in front of an upstream.
 //!
 //! At most as many requests as the [bound](super::bound) says are with the upstream; the others
-//! wait in [lines](super::lines) that take turns. Shared by all worker threads: a permit given back
+//! wait in lines that take turns. Shared by all worker threads: a permit given back
 //! on one wakes the next in turn on whichever thread it waits. While nobody waits, a permit costs a
 //! lock and no allocation.
 
@@ -103,9 +103,11 @@ enum Standing {
     Displaced,
 }
 
-/// While a request waits, the bound may be probed this often: answers may be so slow that nothing
+/// While a request waits, it probes the bound about this often: answers may be so slow that nothing
 /// else would.
-const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_AFTER: Duration = Duration::from_millis(100);
+/// With many waiting, each probes so much less often for every other: 200 probes a second in all.
+const PROBE_SHARE: Duration = Duration::from_millis(5);
 
 impl Queue {
     /// A queue that nobody is in.
@@ -160,8 +162,9 @@ impl Queue {
             waiter: None,
             timed_out: false,
         };
+        let mut probe_after = PROBE_AFTER;
         loop {
-            let until = deadline.min(time::Instant::now() + PROBE_EVERY);
+            let until = deadline.min(time::Instant::now() + probe_after);
             match time::timeout_at(until, &mut turn).await {
                 Ok(outcome) => return outcome,
                 Err(_) if until == deadline => {
@@ -171,6 +174,8 @@ impl Queue {
                 Err(_) => {
                     let mut state = self.state();
                     state.bound.probe(Instant::now());
+                    let waiting = u32::try_from(state.lines.len()).unwrap_or(u32::MAX);
+                    probe_after = PROBE_AFTER.max(PROBE_SHARE.saturating_mul(waiting));
                     self.grant(state);
                 }
             }
@@ -299,11 +304,11 @@ impl Future for Turn<'_> {
         let outcome = match state.waiters[at].standing {
             Standing::Waiting { .. } => {
                 let known = &mut state.waiters[at].waker;
-                let stale = (!known.will_wake(cx.waker()))
+                let replaced = (!known.will_wake(cx.waker()))
                     .then(|| std::mem::replace(known, cx.waker().clone()));
                 drop(state);
                 // Dropping a waker can run foreign code: not under the lock.
-                drop(stale);
+                drop(replaced);
                 return Poll::Pending;
             }
             Standing::Granted => Ok(Permit {

@@ -25,15 +25,20 @@ use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, ad
 use crate::{identity::Tenant, netlink};
 
 /// The kernel programs, built by the build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metadata-proxy.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metadata-proxy.bpf.o"));
 
 /// First kernel with TCX links.
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// The hooks on the cgroup, in the order in which they are attached: an address is only rewritten
 /// once it can be restored.
-const CGROUP_HOOKS: [&str; 4] =
-    [names::GETPEERNAME4, names::GETPEERNAME6, names::CONNECT4, names::CONNECT6];
+const CGROUP_HOOKS: [&str; 4] = [
+    names::GETPEERNAME4,
+    names::GETPEERNAME6,
+    names::CONNECT4,
+    names::CONNECT6,
+];
 
 /// What the programs are loaded with.
 #[derive(Clone, Debug)]
@@ -101,11 +106,21 @@ impl EbpfKernel {
     /// # Errors
     /// [`KernelError::Load`] with the verifier's words, or [`KernelError::File`].
     pub fn load(options: KernelOptions) -> Result<Self, KernelError> {
-        super::ensure_bpffs(&options.bpffs_dir)?;
+        super::mounts::ensure_bpffs(&options.bpffs_dir)?;
         let tenants_pin = options.bpffs_dir.join(names::TENANTS);
         let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
-        adopt::remove_unfit_map(&tenants_pin, size_of::<Key>(), size_of::<Value>(), options.max_tenants)?;
-        adopt::remove_unfit_map(&outcomes_pin, size_of::<u32>(), size_of::<u64>(), Outcome::COUNT)?;
+        adopt::remove_unfit_map(
+            &tenants_pin,
+            size_of::<Key>(),
+            size_of::<Value>(),
+            options.max_tenants,
+        )?;
+        adopt::remove_unfit_map(
+            &outcomes_pin,
+            size_of::<u32>(),
+            size_of::<u64>(),
+            Outcome::COUNT,
+        )?;
 
         let (port, v4_only, debug_log) = globals(&options);
         let mut programs = loader(&port, &v4_only, &debug_log)
@@ -148,7 +163,10 @@ impl EbpfKernel {
     /// # Errors
     /// [`KernelError::Cgroup`] or [`KernelError::Load`].
     pub fn attach_cgroup_hooks(&self, cgroup: &std::path::Path) -> Result<(), KernelError> {
-        let error = |reason: String| KernelError::Cgroup { cgroup: cgroup.to_owned(), reason };
+        let error = |reason: String| KernelError::Cgroup {
+            cgroup: cgroup.to_owned(),
+            reason,
+        };
         let dir = File::open(cgroup).map_err(|e| error(e.to_string()))?;
         let mut programs = lock(&self.programs);
         for name in CGROUP_HOOKS {
@@ -249,7 +267,9 @@ impl EbpfKernel {
     }
 
     fn link_pin(&self, cookie: NetnsCookie, device: &Device) -> PathBuf {
-        self.options.bpffs_dir.join(adopt::link_name(cookie, device.index))
+        self.options
+            .bpffs_dir
+            .join(adopt::link_name(cookie, device.index))
     }
 
     fn cgroup_pin(&self, name: &str) -> PathBuf {
@@ -257,7 +277,10 @@ impl EbpfKernel {
     }
 
     fn attach_tcx(&self, cookie: NetnsCookie, device: &Device) -> Result<(), KernelError> {
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: device.name.clone(),
+            reason,
+        };
         let pin = self.link_pin(cookie, device);
         let mut programs = lock(&self.programs);
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
@@ -276,17 +299,24 @@ impl EbpfKernel {
         };
         let link = steer.take_link(id).map_err(|e| error(chain(&e)))?;
         let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
-        if was_adopted { Ok(()) } else { adopt::pin_link(link, &pin) }
+        if was_adopted {
+            Ok(())
+        } else {
+            adopt::pin_link(link, &pin)
+        }
     }
 
     fn attach_clsact(&self, device: &Device) -> Result<bool, KernelError> {
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: device.name.clone(),
+            reason,
+        };
         let had_clsact = tc::qdisc_add_clsact(&device.name).is_err();
         // What an earlier process left under our name is ours; if nothing else was there, so was
         // the queueing discipline.
-        let was_ours =
-            tc::qdisc_detach_program(&device.name, TcAttachType::Ingress, names::STEER).is_ok()
-                && netlink::has_no_filters(device.index).unwrap_or(false);
+        let was_ours = tc::qdisc_detach_program(&device.name, TcAttachType::Ingress, names::STEER)
+            .is_ok()
+            && netlink::has_no_filters(device.index).unwrap_or(false);
         let mut programs = lock(&self.programs);
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
         let id = steer
@@ -306,12 +336,19 @@ impl Kernel for EbpfKernel {
             AttachType::Tcx => self.attach_tcx(cookie, device).map(|()| false)?,
             AttachType::Clsact => self.attach_clsact(device)?,
         };
-        Ok(Attachment { device: device.clone(), attach_type: self.attach_type, made_clsact })
+        Ok(Attachment {
+            device: device.clone(),
+            attach_type: self.attach_type,
+            made_clsact,
+        })
     }
 
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError> {
         let device = &attachment.device;
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: device.name.clone(),
+            reason,
+        };
         match attachment.attach_type {
             AttachType::Tcx => {
                 let ours = {
@@ -319,13 +356,13 @@ impl Kernel for EbpfKernel {
                     let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
                     steer.info().map_err(|e| error(chain(&e)))?.id()
                 };
-                let (_, programs) =
-                    SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
-                        .map_err(|e| error(chain(&e)))?;
+                let (_, programs) = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
+                    .map_err(|e| error(chain(&e)))?;
                 Ok(programs.iter().any(|program| program.id() == ours))
             }
-            AttachType::Clsact => netlink::has_filter(device.index, names::STEER)
-                .map_err(|e| error(e.to_string())),
+            AttachType::Clsact => {
+                netlink::has_filter(device.index, names::STEER).map_err(|e| error(e.to_string()))
+            }
         }
     }
 
@@ -341,7 +378,8 @@ impl Kernel for EbpfKernel {
                 {
                     debug!(device = device.name, %reason, "no filter of ours to detach");
                 }
-                if attachment.made_clsact && netlink::has_no_filters(device.index).unwrap_or(false) {
+                if attachment.made_clsact && netlink::has_no_filters(device.index).unwrap_or(false)
+                {
                     netlink::delete_clsact(device.index).map_err(|e| KernelError::Detach {
                         device: device.name.clone(),
                         reason: e.to_string(),
@@ -362,17 +400,26 @@ impl Kernel for EbpfKernel {
         cookie: NetnsCookie,
         listener: BorrowedFd<'_>,
     ) -> Result<(), KernelError> {
-        let error =
-            |reason: String| KernelError::Attach { device: "socket lookup".to_owned(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: "socket lookup".to_owned(),
+            reason,
+        };
         let (port, v4_only, debug_log) = globals(&self.options);
         let mut instance = loader(&port, &v4_only, &debug_log)
             .map_max_entries(names::TENANTS, 1)
-            .map_pin_path(names::OUTCOMES, self.options.bpffs_dir.join(names::OUTCOMES))
+            .map_pin_path(
+                names::OUTCOMES,
+                self.options.bpffs_dir.join(names::OUTCOMES),
+            )
             .load(OBJECT)
             .map_err(|e| KernelError::Load(chain(&e)))?;
         let mut listeners: SockMap<MapData> = take_map(&mut instance, names::LISTENERS)?;
-        let listener = listener.try_clone_to_owned().map_err(|e| error(e.to_string()))?;
-        listeners.set(0, &listener, 0).map_err(|e| error(chain(&e)))?;
+        let listener = listener
+            .try_clone_to_owned()
+            .map_err(|e| error(e.to_string()))?;
+        listeners
+            .set(0, &listener, 0)
+            .map_err(|e| error(chain(&e)))?;
         let lookup: &mut SkLookup = program(&mut instance, names::LOOKUP)?;
         lookup.load().map_err(|e| error(chain(&e)))?;
         let netns = File::open("/proc/thread-self/ns/net").map_err(|e| error(e.to_string()))?;
@@ -383,26 +430,46 @@ impl Kernel for EbpfKernel {
     }
 
     fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError> {
-        let key = Key(TenantKey { netns_cookie: cookie.0 });
+        let key = Key(TenantKey {
+            netns_cookie: cookie.0,
+        });
         let value = Value(TenantValue::by_agent(tenant.kind, tenant.id.into_bytes()));
         lock(&self.tenants).insert(key, value, 0).map_err(|e| {
             if errno_of(&e) == Some(libc::E2BIG) {
-                KernelError::TenantsFull { max: self.options.max_tenants }
+                KernelError::TenantsFull {
+                    max: self.options.max_tenants,
+                }
             } else {
-                KernelError::Tenants { what: "a declaration", reason: chain(&e) }
+                KernelError::Tenants {
+                    what: "a declaration",
+                    reason: chain(&e),
+                }
             }
         })
     }
 
     fn withdraw(&self, cookie: NetnsCookie) -> Result<(), KernelError> {
-        remove_key(&mut lock(&self.tenants), &Key(TenantKey { netns_cookie: cookie.0 }))
+        remove_key(
+            &mut lock(&self.tenants),
+            &Key(TenantKey {
+                netns_cookie: cookie.0,
+            }),
+        )
     }
 
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError> {
-        match lock(&self.tenants).get(&Key(TenantKey { netns_cookie: cookie.0 }), 0) {
+        match lock(&self.tenants).get(
+            &Key(TenantKey {
+                netns_cookie: cookie.0,
+            }),
+            0,
+        ) {
             Ok(Value(value)) => Ok(tenant_of(value)),
             Err(MapError::KeyNotFound) => Ok(None),
-            Err(e) => Err(KernelError::Tenants { what: "a look-up", reason: chain(&e) }),
+            Err(e) => Err(KernelError::Tenants {
+                what: "a look-up",
+                reason: chain(&e),
+            }),
         }
     }
 
@@ -411,9 +478,7 @@ impl Kernel for EbpfKernel {
             .iter()
             .filter_map(Result::ok)
             .filter(|(_, value)| !value.0.is_of_agent())
-            .filter_map(|(key, value)| {
-                Some((NetnsCookie(key.0.netns_cookie), tenant_of(value.0)?))
-            })
+            .filter_map(|(key, value)| Some((NetnsCookie(key.0.netns_cookie), tenant_of(value.0)?)))
             .collect()
     }
 
@@ -434,12 +499,19 @@ impl Kernel for EbpfKernel {
 /// Decodes an entry; `None` if its kind is none, as in an entry that somebody wrote wrongly.
 fn tenant_of(value: TenantValue) -> Option<Tenant> {
     let kind = TenantKind::from_byte(value.kind)?;
-    Some(Tenant { kind, id: uuid::Uuid::from_bytes(value.uuid) })
+    Some(Tenant {
+        kind,
+        id: uuid::Uuid::from_bytes(value.uuid),
+    })
 }
 
 /// The values behind the object's globals, kept alive while the loader borrows them.
 fn globals(options: &KernelOptions) -> (u16, u8, u8) {
-    (options.listener_port, u8::from(options.listener_v4_only), u8::from(options.debug_log))
+    (
+        options.listener_port,
+        u8::from(options.listener_v4_only),
+        u8::from(options.debug_log),
+    )
 }
 
 fn loader<'a>(port: &'a u16, v4_only: &'a u8, debug_log: &'a u8) -> EbpfLoader<'a> {
@@ -475,14 +547,14 @@ where
         .map_err(|e| KernelError::Load(format!("program {name}: {}", chain(&e))))
 }
 
-fn remove_key(
-    tenants: &mut HashMap<MapData, Key, Value>,
-    key: &Key,
-) -> Result<(), KernelError> {
+fn remove_key(tenants: &mut HashMap<MapData, Key, Value>, key: &Key) -> Result<(), KernelError> {
     match tenants.remove(key) {
         Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
         Err(e) if errno_of(&e) == Some(libc::ENOENT) => Ok(()),
-        Err(e) => Err(KernelError::Tenants { what: "a withdrawal", reason: chain(&e) }),
+        Err(e) => Err(KernelError::Tenants {
+            what: "a withdrawal",
+            reason: chain(&e),
+        }),
     }
 }
 

@@ -4,19 +4,25 @@
 //! Whatever is above this module runs in an ordinary test against [`fake::FakeKernel`].
 
 mod adopt;
-mod bpffs;
 mod ebpf;
+mod engine;
+mod facts;
 #[cfg(test)]
 pub(crate) mod fake;
 mod logger;
+mod mounts;
+mod plain;
 
 use std::{io, path::PathBuf};
 
 use metadata_proxy_common::Outcome;
 
 pub use self::{
-    bpffs::{cgroup2_root, ensure_bpffs},
     ebpf::{EbpfKernel, KernelOptions, ProgramSize, SteerRun},
+    engine::{AttachType, Decision, Engine, Refusal, choose_engine},
+    facts::{EngineFacts, KernelRelease, Probe},
+    mounts::Mounts,
+    plain::PlainKernel,
 };
 use crate::identity::Tenant;
 
@@ -37,26 +43,6 @@ pub struct Device {
     pub name: String,
     /// Its index in its namespace.
     pub index: u32,
-}
-
-/// How `steer` is attached to a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttachType {
-    /// A TCX link (Linux 6.6 and later), pinned.
-    Tcx,
-    /// A classic filter of the `clsact` queueing discipline.
-    Clsact,
-}
-
-impl AttachType {
-    /// The word for it in logs and output.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
 }
 
 /// `steer` on one device; undone by [`Kernel::detach`], not by dropping it, so that a crash of the

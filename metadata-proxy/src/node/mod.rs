@@ -10,6 +10,8 @@ mod settings;
 pub mod workers;
 
 use std::{
+    collections::HashSet,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,16 +37,19 @@ use crate::{
     access::Metrics,
     admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
+    cli::{Exit, Failure},
     config::{Config, ConfigSources},
     discovery::Discovery,
-    kernel::{self, EbpfKernel, Kernel, KernelOptions},
+    kernel::{
+        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions, Mounts,
+        NetnsCookie, PlainKernel,
+    },
     listener,
     netns::NetnsThread,
     register::{self, RegisterEvent},
     serve,
     tenants::{
-        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts,
-        Source,
+        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts, Source,
     },
 };
 
@@ -97,7 +102,7 @@ struct Running {
     ends: Ends,
     threads: WorkerThreads,
     workers: Workers,
-    kernel: Arc<EbpfKernel>,
+    programs: Option<Arc<EbpfKernel>>,
     registry: RegistryHandle,
     registry_task: JoinHandle<()>,
     /// Everything that may be stopped without order.
@@ -141,12 +146,18 @@ impl Running {
         let admin = AdminServer::bind(&config.admin.socket)?;
         let register = register::Listener::bind(&config.admin.register_socket)?;
 
-        let kernel = Arc::new(load_kernel(&config)?);
-        let engine = settings::engine(&config);
+        let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
+        let engine = kernel::choose_engine(&facts, &config.steering)
+            .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?;
+        let programs = load_programs(&config, &engine)?.map(Arc::new);
+        let kernel: Arc<dyn Kernel> = match &programs {
+            Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
+            None => Arc::new(PlainKernel::default()),
+        };
         let mut metrics_registry = MetricsRegistry::with_prefix("metadata_proxy");
         let ends = Ends::default();
         let node = Arc::new(serve::Node::new(
-            Arc::clone(&kernel) as Arc<dyn Kernel>,
+            Arc::clone(&kernel),
             Limits::new(caps(&config)),
             RateLimiter::new(RATE_TRACKED, RATE_TRACKED_PER_TENANT),
             Metrics::new(&mut metrics_registry),
@@ -170,14 +181,14 @@ impl Running {
         let (registry, handle) = {
             let config = config.load();
             let factory = Arc::clone(&factory);
-            let orphans = Arc::clone(&kernel);
+            let programs = programs.clone();
             Registry::new(RegistryParts {
-                kernel: Arc::clone(&kernel) as Arc<dyn Kernel>,
+                kernel: Arc::clone(&kernel),
                 netns: netns.clone(),
                 workers: workers.clone(),
                 settings: factory.node_settings(),
                 settings_of: Box::new(move |node, declaration| factory.of(node, declaration)),
-                engine,
+                engine: engine.engine,
                 port: config.listener.port,
                 own_cookie,
                 backoff: Backoff {
@@ -185,11 +196,8 @@ impl Running {
                     max: config.discovery.retry_max,
                 },
                 on_settled: Box::new(move |served| {
-                    orphans.remove_orphans(|cookie| served.contains(&cookie));
-                    match orphans.remove_stale_declarations(|cookie| served.contains(&cookie)) {
-                        Ok(0) => {}
-                        Ok(count) => info!(count, "forgot tenants of an earlier run"),
-                        Err(error) => warn!(%error, "cannot forget tenants of an earlier run"),
+                    if let Some(programs) = programs {
+                        forget_earlier_run(&programs, served);
                     }
                 }),
             })
@@ -198,7 +206,7 @@ impl Running {
         let (scanned, is_scanned) = watch::channel(false);
         let discovery = Discovery::new(
             Arc::clone(&config),
-            Arc::clone(&kernel) as Arc<dyn Kernel>,
+            Arc::clone(&kernel),
             netns,
             handle.clone(),
         );
@@ -207,13 +215,18 @@ impl Running {
         })));
 
         let sockets_stop = CancellationToken::new();
-        tasks.push(serve_registrations(register, &config, &handle, sockets_stop.clone())?);
+        tasks.push(serve_registrations(
+            register,
+            &config,
+            &handle,
+            sockets_stop.clone(),
+        )?);
         let control = Arc::new(NodeControl {
             config: Arc::clone(&config),
             sources,
             started,
-            engine,
-            kernel: Arc::clone(&kernel),
+            engine: engine.clone(),
+            kernel,
             node: Arc::clone(&node),
             registry: handle.clone(),
             factory,
@@ -231,8 +244,8 @@ impl Running {
         });
         info!(
             version = env!("CARGO_PKG_VERSION"),
-            engine = settings::engine_name(engine),
-            attach = kernel.attach_type().label(),
+            engine = engine.engine.word(),
+            attach = engine.attach.map(AttachType::word),
             "metadata-proxy started"
         );
         Ok(Self {
@@ -242,7 +255,7 @@ impl Running {
             ends,
             threads,
             workers,
-            kernel,
+            programs,
             registry: handle,
             registry_task,
             tasks,
@@ -254,7 +267,11 @@ impl Running {
     /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
     async fn until_ended(mut self) -> anyhow::Result<()> {
         loop {
-            let Signals { terminate, interrupt, hangup } = &mut self.signals;
+            let Signals {
+                terminate,
+                interrupt,
+                hangup,
+            } = &mut self.signals;
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -290,13 +307,29 @@ impl Running {
         }
         drop(self.workers);
         self.threads.join();
-        self.kernel.remove_pins();
+        if let Some(programs) = &self.programs {
+            programs.remove_pins();
+        }
         info!("ended");
         Ok(())
     }
 }
 
-fn load_kernel(config: &Config) -> anyhow::Result<EbpfKernel> {
+/// Forgets what an earlier run left and this one has no use for.
+fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
+    programs.remove_orphans(|cookie| served.contains(&cookie));
+    match programs.remove_stale_declarations(|cookie| served.contains(&cookie)) {
+        Ok(0) => {}
+        Ok(count) => info!(count, "forgot tenants of an earlier run"),
+        Err(error) => warn!(%error, "cannot forget tenants of an earlier run"),
+    }
+}
+
+/// Loads the kernel programs, unless the engine needs none and none are wished for.
+fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<EbpfKernel>> {
+    if engine.engine == Engine::Bind && !config.steering.connect_hooks {
+        return Ok(None);
+    }
     let kernel = EbpfKernel::load(KernelOptions {
         bpffs_dir: config.steering.bpffs_dir.clone(),
         listener_port: config.listener.port,
@@ -305,8 +338,10 @@ fn load_kernel(config: &Config) -> anyhow::Result<EbpfKernel> {
         debug_log: config.steering.debug_log,
     })?;
     if config.steering.connect_hooks {
-        let cgroup = config.steering.cgroup.clone().or_else(kernel::cgroup2_root);
-        let Some(cgroup) = cgroup else {
+        let mounts =
+            Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
+        let root = || mounts.cgroup2().map(Path::to_owned);
+        let Some(cgroup) = config.steering.cgroup.clone().or_else(root) else {
             bail!(
                 "no cgroup v2 hierarchy is mounted, which the connect hooks need: mount one, or \
                  set steering.connect_hooks to false"
@@ -317,7 +352,7 @@ fn load_kernel(config: &Config) -> anyhow::Result<EbpfKernel> {
             return Err(error.into());
         }
     }
-    Ok(kernel)
+    Ok(Some(kernel))
 }
 
 fn caps(config: &Config) -> Caps {
@@ -381,7 +416,9 @@ fn serve_registrations(
                 }
                 RegisterEvent::Ended(lease) => {
                     if let Some((netns, _)) = leases.remove(&lease) {
-                        registry.send(Command::Withdraw(netns, Provider::Register)).await;
+                        registry
+                            .send(Command::Withdraw(netns, Provider::Register))
+                            .await;
                     }
                 }
             }

@@ -7,31 +7,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, SocketAddrV6, TcpListener},
     os::fd::AsFd as _,
 };
 
-use metadata_proxy_common::TenantKind;
+use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, TenantKind};
 use tracing::{debug, warn};
 
 use crate::{
     config::InterfaceGlob,
-    kernel::{Attachment, Device, Kernel, KernelError, NetnsCookie},
+    kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
     listener,
     netlink::{self, EventSocket, Link},
     netns,
 };
-
-/// How connections are brought to the listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
-    /// `steer` at TC ingress of each guest-facing device.
-    Tc,
-    /// `sk_lookup` on the namespace.
-    SkLookup,
-    /// The listener is bound to the metadata address itself.
-    Bind,
-}
 
 /// What is to be put into a namespace.
 #[derive(Clone, Debug)]
@@ -89,6 +78,8 @@ pub(super) struct Place {
     /// Devices that could not be attached to, with the reason.
     pub(super) refused: BTreeMap<Device, String>,
     metadata_v6: BTreeSet<u32>,
+    /// Where the `bind` engine has a listener besides the wildcard one.
+    bound: BTreeSet<SocketAddr>,
     /// Whether a guest of this namespace may be answered at all; see [`may_forward`].
     pub(super) may_forward: bool,
 }
@@ -116,21 +107,28 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
         attachments: BTreeMap::new(),
         refused: BTreeMap::new(),
         metadata_v6: BTreeSet::new(),
+        bound: BTreeSet::new(),
         may_forward: false,
     };
     let mut listeners = vec![listener];
-    let finished = converge(kernel, plan, &mut place).and_then(|_| {
+    let finished = converge(kernel, plan, &mut place).and_then(|converged| {
+        listeners.extend(converged.listeners);
         if plan.engine == Engine::SkLookup {
             kernel.attach_lookup(cookie, listeners[0].as_fd())?;
         }
-        for (address, interface) in &binds(plan, &place) {
+        // The wildcard listener has its own port already.
+        for (address, interface) in plan.binds.iter().filter(|(at, _)| at.port() != plan.port) {
             let bound = listener::bind_at(*address, interface.as_deref());
             listeners.push(bound.map_err(bind_error(*address))?);
         }
         Ok(())
     });
     match finished {
-        Ok(()) => Ok(Opened { listeners, events, place }),
+        Ok(()) => Ok(Opened {
+            listeners,
+            events,
+            place,
+        }),
         Err(error) => {
             clear(kernel, &mut place);
             Err(error)
@@ -138,29 +136,22 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
     }
 }
 
-/// Addresses to bind besides the wildcard.
-fn binds(plan: &Plan, place: &Place) -> Vec<(SocketAddr, Option<String>)> {
-    let mut binds = plan.binds.clone();
-    // The wildcard listener has this port already.
-    binds.retain(|(address, _)| address.port() != plan.port);
-    if plan.engine == Engine::Bind {
-        let port = metadata_proxy_common::METADATA_PORT;
-        binds.push((SocketAddr::new(metadata_proxy_common::METADATA_V4.into(), port), None));
-        let v6 = SocketAddr::new(metadata_proxy_common::METADATA_V6.into(), port);
-        binds.extend(
-            place.metadata_v6_devices().map(|device| (v6, Some(device))),
-        );
-    }
-    binds
+/// What [`converge`] did.
+#[derive(Default)]
+pub(super) struct Converged {
+    /// How many things were put right.
+    pub(super) mended: usize,
+    /// Listeners that had to be opened.
+    pub(super) listeners: Vec<TcpListener>,
 }
 
 /// Brings the namespace to what it should be: whatever is missing is added, whatever lost its
-/// reason is removed. Does nothing where all is well. Returns how many things were put right.
+/// reason is removed. Does nothing where all is well.
 pub(super) fn converge(
     kernel: &dyn Kernel,
     plan: &Plan,
     place: &mut Place,
-) -> Result<usize, PlaceError> {
+) -> Result<Converged, PlaceError> {
     let mut mended = 0;
     if netlink::add_local_route().map_err(system("cannot add the local metadata route"))? {
         mended += 1;
@@ -168,14 +159,50 @@ pub(super) fn converge(
     let links = netlink::links().map_err(system("cannot list the devices"))?;
     let faced: Vec<&Link> = links
         .iter()
-        .filter(|link| plan.interfaces.iter().any(|glob| glob.matches(&link.device.name)))
+        .filter(|link| {
+            plan.interfaces
+                .iter()
+                .any(|glob| glob.matches(&link.device.name))
+        })
         .collect();
     place.may_forward = may_forward(plan.kind, &faced);
     mended += converge_addresses(plan.kind, &faced, place);
-    if plan.engine == Engine::Tc {
-        mended += converge_attachments(kernel, &faced, place);
+    let mut listeners = Vec::new();
+    match plan.engine {
+        Engine::Tc => mended += converge_attachments(kernel, &faced, place),
+        Engine::SkLookup => {}
+        Engine::Bind => {
+            listeners = bind_metadata(&links, place)?;
+            mended += listeners.len();
+        }
     }
-    Ok(mended)
+    Ok(Converged { mended, listeners })
+}
+
+/// Opens what listeners are missing on the metadata addresses of the namespace themselves.
+fn bind_metadata(links: &[Link], place: &mut Place) -> Result<Vec<TcpListener>, PlaceError> {
+    let v4 = SocketAddr::new(METADATA_V4.into(), METADATA_PORT);
+    let v6 = |link: &&Link| {
+        let scope = link.device.index;
+        SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
+    };
+    let wanted: BTreeSet<SocketAddr> = links
+        .iter()
+        .filter(|link| link.has_metadata_v6)
+        .map(|link| v6(&link))
+        .chain([v4])
+        .collect();
+    // A listener of a device that is gone hears nothing more; it goes with the tenant.
+    let mut listeners = Vec::new();
+    for address in wanted {
+        if !place.bound.contains(&address) {
+            let listener = listener::bind_at(address, None)
+                .map_err(|source| PlaceError::Bind { address, source })?;
+            place.bound.insert(address);
+            listeners.push(listener);
+        }
+    }
+    Ok(listeners)
 }
 
 /// For a router without an addressed internal device Neutron's agent would match a guest's address
@@ -196,13 +223,18 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         return 0;
     }
     let mut mended = 0;
-    place.metadata_v6.retain(|index| faced.iter().any(|link| link.device.index == *index));
+    place
+        .metadata_v6
+        .retain(|index| faced.iter().any(|link| link.device.index == *index));
     for link in faced {
         let index = link.device.index;
         if link.metadata_v6_is_ours {
             place.metadata_v6.insert(index);
         }
-        let result = match (link.is_addressed && !link.has_metadata_v4, link.has_metadata_v6) {
+        let result = match (
+            link.is_addressed && !link.has_metadata_v4,
+            link.has_metadata_v6,
+        ) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
                 place.metadata_v6.insert(index);
                 mended += 1;
@@ -222,7 +254,12 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
 }
 
 fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place) -> usize {
-    let Place { cookie, attachments, refused, .. } = place;
+    let Place {
+        cookie,
+        attachments,
+        refused,
+        ..
+    } = place;
     let gone: Vec<u32> = attachments
         .keys()
         .filter(|index| !faced.iter().any(|link| link.device.index == **index))
@@ -285,7 +322,10 @@ pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
 impl PlaceError {
     /// There is no way into the namespace any more.
     pub(super) const fn unreachable(source: io::Error) -> Self {
-        Self::System { what: "cannot get back into the namespace", source }
+        Self::System {
+            what: "cannot get back into the namespace",
+            source,
+        }
     }
 }
 
@@ -297,12 +337,8 @@ impl Place {
             attachments: BTreeMap::new(),
             refused: BTreeMap::new(),
             metadata_v6: BTreeSet::new(),
+            bound: BTreeSet::new(),
             may_forward: false,
         }
-    }
-
-    fn metadata_v6_devices(&self) -> impl Iterator<Item = String> {
-        let links = netlink::links().unwrap_or_default();
-        links.into_iter().filter(|link| link.has_metadata_v6).map(|link| link.device.name)
     }
 }

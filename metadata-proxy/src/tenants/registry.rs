@@ -18,14 +18,14 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Backoff, Counters, Declaration, Engine, Phase, Plan, Provider, Service, Settings,
+    Backoff, Counters, Declaration, Phase, Plan, Provider, Service, Settings,
     life::Life,
     place::{self, Opened, Place, PlaceError},
 };
 use crate::{
     admin::api::{Counts, InterfaceState, InterfaceStatus, TenantState, TenantStatus},
     identity::Tenant,
-    kernel::{Kernel, NetnsCookie},
+    kernel::{Engine, Kernel, NetnsCookie},
     netns::{Netns, NetnsError, NetnsId, NetnsThread},
     node::workers::Workers,
 };
@@ -99,7 +99,9 @@ impl RegistryHandle {
     pub async fn declare(&self, declaration: Declaration) -> Result<(), AddError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Declare(declaration, Some(reply))).await;
-        answer.await.unwrap_or_else(|_| Err(AddError::Failing("the agent is ending".to_owned())))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(AddError::Failing("the agent is ending".to_owned())))
     }
 }
 
@@ -168,7 +170,9 @@ struct Served {
 
 impl Entry {
     fn declaration(&self) -> Option<&Declaration> {
-        self.declarations.last_key_value().map(|(_, declaration)| declaration)
+        self.declarations
+            .last_key_value()
+            .map(|(_, declaration)| declaration)
     }
 }
 
@@ -235,7 +239,10 @@ impl Registry {
                 self.dirty.insert(netns);
             }
             Command::Audit => {
-                let served = self.entries.iter().filter(|(_, entry)| entry.served.is_some());
+                let served = self
+                    .entries
+                    .iter()
+                    .filter(|(_, entry)| entry.served.is_some());
                 self.dirty.extend(served.map(|(netns, _)| *netns));
             }
             Command::Settled => {
@@ -262,9 +269,17 @@ impl Registry {
     async fn remove(&mut self, tenant: Tenant) -> Option<bool> {
         let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
             let declarations = &entry.declarations;
-            declarations.values().any(|declaration| declaration.tenant == tenant).then(|| {
-                (*netns, declarations.get(&Provider::Admin).is_some_and(|d| d.tenant == tenant))
-            })
+            declarations
+                .values()
+                .any(|declaration| declaration.tenant == tenant)
+                .then(|| {
+                    (
+                        *netns,
+                        declarations
+                            .get(&Provider::Admin)
+                            .is_some_and(|d| d.tenant == tenant),
+                    )
+                })
         })?;
         if by_hand {
             self.withdraw(netns, Provider::Admin).await;
@@ -276,7 +291,9 @@ impl Registry {
     async fn quiesce(&mut self) {
         self.is_quiet = true;
         for entry in self.entries.values_mut() {
-            let Some(served) = &mut entry.served else { continue };
+            let Some(served) = &mut entry.served else {
+                continue;
+            };
             let attachments = std::mem::take(&mut served.place.attachments);
             let kernel = Arc::clone(&self.kernel);
             let cookie = served.place.cookie;
@@ -299,15 +316,24 @@ impl Registry {
     }
 
     fn cookies(&self) -> HashSet<NetnsCookie> {
-        self.entries.values().filter_map(|entry| Some(entry.served.as_ref()?.place.cookie)).collect()
+        self.entries
+            .values()
+            .filter_map(|entry| Some(entry.served.as_ref()?.place.cookie))
+            .collect()
     }
 
     async fn declare(&mut self, declaration: Declaration) -> Result<(), AddError> {
         let netns = declaration.netns;
         if let Some((_, other)) = self.entries.iter().find(|(id, entry)| {
-            **id != netns && entry.declaration().is_some_and(|other| other.tenant == declaration.tenant)
+            **id != netns
+                && entry
+                    .declaration()
+                    .is_some_and(|other| other.tenant == declaration.tenant)
         }) {
-            let other = other.declaration().map(|other| other.name.clone()).unwrap_or_default();
+            let other = other
+                .declaration()
+                .map(|other| other.name.clone())
+                .unwrap_or_default();
             let conflict = format!(
                 "{} is served in namespace {other} already; remove it there first",
                 declaration.tenant
@@ -323,7 +349,9 @@ impl Registry {
             served: None,
         });
         let before = entry.declaration().map(|declaration| declaration.tenant);
-        entry.declarations.insert(declaration.provider, declaration.clone());
+        entry
+            .declarations
+            .insert(declaration.provider, declaration.clone());
         if declaration.provider == Provider::Register && *entry.life.phase() == Phase::Suspended {
             entry.life.renewed();
         }
@@ -339,8 +367,12 @@ impl Registry {
     }
 
     async fn withdraw(&mut self, netns: NetnsId, provider: Provider) {
-        let Some(entry) = self.entries.get_mut(&netns) else { return };
-        let Some(withdrawn) = entry.declarations.remove(&provider) else { return };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        let Some(withdrawn) = entry.declarations.remove(&provider) else {
+            return;
+        };
         info!(tenant = %withdrawn.tenant, namespace = withdrawn.name, provider = provider.label(),
             "tenant withdrawn");
         let left = entry.declaration().map(|declaration| declaration.tenant);
@@ -362,7 +394,10 @@ impl Registry {
     }
 
     fn plan(&self, declaration: &Declaration) -> Plan {
-        let binds = declaration.settings.iter().flat_map(|settings| &settings.binds);
+        let binds = declaration
+            .settings
+            .iter()
+            .flat_map(|settings| &settings.binds);
         Plan {
             kind: declaration.tenant.kind,
             interfaces: declaration.interfaces.clone(),
@@ -379,8 +414,12 @@ impl Registry {
 
     /// Serves a tenant that is declared and not served; updates one that is.
     async fn bring_up(&mut self, netns: NetnsId) {
-        let Some(entry) = self.entries.get(&netns) else { return };
-        let Some(declaration) = entry.declaration().cloned() else { return };
+        let Some(entry) = self.entries.get(&netns) else {
+            return;
+        };
+        let Some(declaration) = entry.declaration().cloned() else {
+            return;
+        };
         if self.is_quiet || *entry.life.phase() == Phase::Suspended {
             return;
         }
@@ -396,7 +435,9 @@ impl Registry {
             Ok(opened) => self.start(&declaration, settings, counters, opened).await,
             Err(reason) => Err(reason),
         };
-        let Some(entry) = self.entries.get_mut(&netns) else { return };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
         match outcome {
             Ok(served) => {
                 entry.served = Some(served);
@@ -439,7 +480,11 @@ impl Registry {
         counters: Arc<Counters>,
         opened: Opened,
     ) -> Result<Served, String> {
-        let Opened { listeners, events, place } = opened;
+        let Opened {
+            listeners,
+            events,
+            place,
+        } = opened;
         let handle = match listeners[0].as_fd().try_clone_to_owned() {
             Ok(handle) => handle,
             Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
@@ -476,12 +521,22 @@ impl Registry {
             warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
         }
         let is_foreign = declaration.provider == Provider::Map;
-        Ok(Served { service, place, handle, watcher, is_foreign })
+        Ok(Served {
+            service,
+            place,
+            handle,
+            watcher,
+            is_foreign,
+        })
     }
 
     /// Ends the service of a tenant, the reverse of bringing it up.
     async fn take_down(&mut self, netns: NetnsId) {
-        let Some(served) = self.entries.get_mut(&netns).and_then(|entry| entry.served.take()) else {
+        let Some(served) = self
+            .entries
+            .get_mut(&netns)
+            .and_then(|entry| entry.served.take())
+        else {
             return;
         };
         if !served.is_foreign
@@ -499,7 +554,11 @@ impl Registry {
         let kernel = Arc::clone(&self.kernel);
         let cookie = place.cookie;
         let cleared = match Netns::of_socket(handle) {
-            Ok(netns) => self.netns.run(netns, move || place::clear(&*kernel, &mut place)).await,
+            Ok(netns) => {
+                self.netns
+                    .run(netns, move || place::clear(&*kernel, &mut place))
+                    .await
+            }
             Err(error) => Err(NetnsError::Enter(error)),
         };
         if let Err(error) = cleared {
@@ -520,9 +579,15 @@ impl Registry {
         if self.is_quiet {
             return;
         }
-        let Some(entry) = self.entries.get_mut(&netns) else { return };
-        let Some(declaration) = entry.declaration().cloned() else { return };
-        let Some(mut served) = entry.served.take() else { return };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        let Some(declaration) = entry.declaration().cloned() else {
+            return;
+        };
+        let Some(mut served) = entry.served.take() else {
+            return;
+        };
         let plan = self.plan(&declaration);
         let kernel = Arc::clone(&self.kernel);
         let place = std::mem::replace(&mut served.place, Place::empty());
@@ -538,15 +603,22 @@ impl Registry {
             }
             Err(error) => Ok((place, Err(PlaceError::unreachable(error)))),
         };
-        let Some(entry) = self.entries.get_mut(&netns) else { return };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
         match outcome {
             Ok((place, outcome)) => {
                 served.place = place;
                 served.service.set_may_forward(served.place.may_forward);
                 match outcome {
-                    Ok(0) => {}
-                    Ok(mended) => {
-                        info!(tenant = %declaration.tenant, mended, "tenant namespace put right");
+                    Ok(converged) => {
+                        if converged.mended > 0 {
+                            let mended = converged.mended;
+                            info!(tenant = %declaration.tenant, mended, "namespace put right");
+                        }
+                        for listener in converged.listeners {
+                            self.workers.listen(Arc::clone(&served.service), listener);
+                        }
                     }
                     Err(error) => {
                         warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
@@ -565,7 +637,10 @@ impl Registry {
     }
 
     fn next_retry(&self) -> Option<Instant> {
-        self.entries.values().filter_map(|entry| entry.life.retry_at()).min()
+        self.entries
+            .values()
+            .filter_map(|entry| entry.life.retry_at())
+            .min()
     }
 
     async fn retry(&mut self) {
@@ -585,7 +660,10 @@ impl Registry {
         self.settings = settings;
         for entry in self.entries.values() {
             if let (Some(declaration), Some(served)) = (entry.declaration(), &entry.served) {
-                served.service.settings.store((self.settings_of)(&self.settings, declaration));
+                served
+                    .service
+                    .settings
+                    .store((self.settings_of)(&self.settings, declaration));
             }
         }
     }
@@ -620,13 +698,20 @@ fn status(netns: NetnsId, entry: &Entry, port: u16) -> Option<TenantStatus> {
             (TenantState::Pending, Some(reason.to_owned()))
         }
     };
-    let since = entry.life.since().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = entry
+        .life
+        .since()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     Some(TenantStatus {
         kind: declaration.tenant.kind,
         id: declaration.tenant.id,
         namespace: declaration.name.clone(),
         netns_inode: netns.inode(),
-        netns_cookie: entry.served.as_ref().map_or(0, |served| served.place.cookie.0),
+        netns_cookie: entry
+            .served
+            .as_ref()
+            .map_or(0, |served| served.place.cookie.0),
         provider: declaration.provider.label().to_owned(),
         state,
         reason,
@@ -638,22 +723,33 @@ fn status(netns: NetnsId, entry: &Entry, port: u16) -> Option<TenantStatus> {
             open: counters.open.load(Relaxed),
             total: counters.connections.load(Relaxed),
         },
-        requests: Counts { open: 0, total: counters.requests.load(Relaxed) },
+        requests: Counts {
+            open: 0,
+            total: counters.requests.load(Relaxed),
+        },
     })
 }
 
 fn interfaces(served: &Served) -> Vec<InterfaceStatus> {
-    let attached = served.place.attachments.values().map(|attachment| InterfaceStatus {
-        name: attachment.device.name.clone(),
-        index: attachment.device.index,
-        state: InterfaceState::Attached,
-        reason: None,
-    });
-    let refused = served.place.refused.iter().map(|(device, reason)| InterfaceStatus {
-        name: device.name.clone(),
-        index: device.index,
-        state: InterfaceState::Failing,
-        reason: Some(reason.clone()),
-    });
+    let attached = served
+        .place
+        .attachments
+        .values()
+        .map(|attachment| InterfaceStatus {
+            name: attachment.device.name.clone(),
+            index: attachment.device.index,
+            state: InterfaceState::Attached,
+            reason: None,
+        });
+    let refused = served
+        .place
+        .refused
+        .iter()
+        .map(|(device, reason)| InterfaceStatus {
+            name: device.name.clone(),
+            index: device.index,
+            state: InterfaceState::Failing,
+            reason: Some(reason.clone()),
+        });
     attached.chain(refused).collect()
 }

@@ -69,13 +69,17 @@ pub struct Agent {
 
 /// How often a request may be sent again that the agent went away from without reading it.
 const MOST_UNREAD: u32 = 3;
-/// How long after the end of a connection a killed agent's listener may still be seen: both are
-/// closed by the same exit, in any order.
-const LAST_BREATH: Duration = Duration::from_millis(5);
+/// When to look, after the end of a connection, whether the agent is gone: its exit closes both,
+/// in any order, and may be interrupted by others' work.
+const LAST_BREATH: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(4),
+    Duration::from_millis(16),
+];
 
 /// One connect and one write.
 enum Attempt {
-    /// Sent, but for what is given by its offset.
+    /// Sent, so many bytes of it (all, as a rule).
     Sent(UnixStream, usize),
     Failed(RetryReason, io::Error),
 }
@@ -146,8 +150,9 @@ impl Agent {
             restarted: false,
         };
         loop {
-            let (mut stream, sent) = self.send(&message, &mut permit, &mut course, spent).await?;
-            let unsent = &message[sent..];
+            let (mut stream, written) =
+                self.send(&message, &mut permit, &mut course, spent).await?;
+            let unsent = &message[written..];
             match wire::exchange(&mut stream, unsent, &request.method, timeouts.server).await {
                 Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
                 Err(fault) => {
@@ -192,7 +197,7 @@ impl Agent {
     ) -> Result<(UnixStream, usize), UpstreamError> {
         loop {
             let (reason, source) = match self.attempt(message, permit) {
-                Ok(Attempt::Sent(stream, sent)) => return Ok((stream, sent)),
+                Ok(Attempt::Sent(stream, written)) => return Ok((stream, written)),
                 Ok(Attempt::Failed(reason, source)) => (reason, source),
                 Err(source) => return Err(self.unreachable(source)),
             };
@@ -229,9 +234,9 @@ impl Agent {
         }
         permit.opened();
         match socket.send_with_flags(message, libc::MSG_NOSIGNAL) {
-            Ok(sent) => {
+            Ok(written) => {
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
-                Ok(Attempt::Sent(UnixStream::from_std(stream)?, sent))
+                Ok(Attempt::Sent(UnixStream::from_std(stream)?, written))
             }
             Err(error) => {
                 permit.closed();
@@ -266,11 +271,15 @@ impl Agent {
 
     /// Whether nobody listens on the socket.
     async fn is_gone(&self) -> bool {
-        if self.is_absent() {
-            return true;
+        for pause in LAST_BREATH {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            if self.is_absent() {
+                return true;
+            }
         }
-        sleep(LAST_BREATH).await;
-        self.is_absent()
+        false
     }
 
     /// Asks the kernel who listens, without the agent noticing: a socket of another type is refused
@@ -352,3 +361,6 @@ struct Never;
 impl Keep<UnixStream> for Never {
     fn keep(&self, _: UnixStream) {}
 }
+
+#[cfg(test)]
+mod tests;

@@ -199,3 +199,6 @@ impl Keep<TcpStream> for Pool {
         self.put(stream);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+use self::counters::Counters;
 pub use self::{
     agent::{Agent, AgentConfig},
     answer::{Answer, AnswerBody},
@@ -26,7 +27,7 @@ pub use self::{
     http::{Http, HttpConfig},
 };
 use crate::{
-    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits},
+    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits, QueueSnapshot},
     rewrite::Outgoing,
 };
 
@@ -118,7 +119,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.snapshot(),
             Self::Http(http) => http.snapshot(),
-            Self::Embedded(_) => counters::Counters::default().snapshot(crate::admission::QueueSnapshot::default()),
+            Self::Embedded(_) => Counters::default().snapshot(QueueSnapshot::default()),
         }
     }
 
@@ -170,3 +171,6 @@ fn answer<T>(head: wire::Head, body: T) -> ::http::Response<T> {
     }
     answer
 }
+
+#[cfg(test)]
+mod fixture;

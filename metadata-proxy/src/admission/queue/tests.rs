@@ -211,10 +211,10 @@ fn a_burst_opens_the_bound_as_far_as_connects_succeed() {
         }
     }
     assert_eq!((permits.len(), waiting.len()), (6, 14));
-    // An agent that takes nine.
+    // An agent that takes seven.
     let mut at = 0;
     while at < permits.len() {
-        if at < 9 {
+        if at < 7 {
             permits[at].opened();
             let (woken, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Guest::was_woken);
             permits.extend(woken.into_iter().map(|mut one| granted(one.poll())));
@@ -227,7 +227,7 @@ fn a_burst_opens_the_bound_as_far_as_connects_succeed() {
     let snapshot = queue.snapshot();
     assert_eq!(
         (snapshot.bound, snapshot.connected, snapshot.backlog_full),
-        (9, 9, 1)
+        (7, 7, 1)
     );
 }
 

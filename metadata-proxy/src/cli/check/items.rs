@@ -2,15 +2,12 @@
 
 use std::{io, path::Path};
 
-use super::{
-    Item,
-    engine::{Attach, Engine, choose_engine},
-    facts::{NodeFacts, Probe},
-};
+use super::{Item, facts::NodeFacts};
 use crate::{
     admin::connect_now,
     cli::{exit::Exit, privileges},
     config::{Config, EngineChoice},
+    kernel::{AttachType, Engine, Probe, Refusal, choose_engine},
 };
 
 /// What holds whatever the configuration says, except where it says what is needed.
@@ -52,8 +49,8 @@ fn engine(facts: &NodeFacts, config: &Config) -> Item {
         Ok(decision) => decision,
         Err(refusal) => {
             let remedy = match refusal {
-                super::engine::Refusal::NoNamespaceCookie { .. } => "run a later kernel",
-                super::engine::Refusal::NotHere { .. } => {
+                Refusal::NoNamespaceCookie { .. } => "run a later kernel",
+                Refusal::NotHere { .. } => {
                     "set steering.engine to \"auto\", or give the node what is missing"
                 }
             };
@@ -81,7 +78,7 @@ fn engine(facts: &NodeFacts, config: &Config) -> Item {
         .exits(Exit::Privilege);
     }
     match (decision.engine, decision.attach, &facts.engine.clsact) {
-        (Engine::Tc, Some(Attach::Clsact), Probe::Unknown(why)) => Item::warning(
+        (Engine::Tc, Some(AttachType::Clsact), Probe::Unknown(why)) => Item::warning(
             CHECK,
             found,
             format!("{why}; without them tenants will fail"),
@@ -254,9 +251,9 @@ pub(super) fn admin_socket(config: &Config) -> Item {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{
-        check::{Verdict, facts::EngineFacts, mounts::Mounts},
-        privileges::Capabilities,
+    use crate::{
+        cli::{check::Verdict, privileges::Capabilities},
+        kernel::{EngineFacts, Mounts},
     };
 
     /// A node that lacks nothing.

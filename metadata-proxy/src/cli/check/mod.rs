@@ -2,10 +2,8 @@
 //!
 //! Facts are gathered in [`facts`], judged by pure functions in `items`, and nothing is changed.
 
-pub mod engine;
-pub mod facts;
+mod facts;
 mod items;
-pub mod mounts;
 mod namespaces;
 mod upstream;
 

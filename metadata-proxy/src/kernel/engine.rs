@@ -1,6 +1,6 @@
 //! Which engine a node gets, and why. Pure: facts and wishes in, a decision out.
 
-use super::facts::{EngineFacts, Probe};
+use super::{EngineFacts, Probe};
 use crate::config::{EngineChoice, SteeringConfig, words};
 
 words! {
@@ -14,11 +14,11 @@ words! {
         Bind = "bind",
     }
 
-    /// How TC programs are attached.
-    Attach {
-        /// By TCX links.
+    /// How `steer` is attached to a device.
+    AttachType {
+        /// A TCX link (Linux 6.6 and later), pinned.
         Tcx = "tcx",
-        /// To a clsact qdisc.
+        /// A classic filter of the `clsact` queueing discipline.
         Clsact = "clsact",
     }
 }
@@ -29,7 +29,7 @@ pub struct Decision {
     /// The engine.
     pub engine: Engine,
     /// How its programs are attached, if it is [`Engine::Tc`].
-    pub attach: Option<Attach>,
+    pub attach: Option<AttachType>,
     /// Why this one.
     pub reason: String,
 }
@@ -88,19 +88,19 @@ pub fn choose_engine(facts: &EngineFacts, config: &SteeringConfig) -> Result<Dec
 
 fn best(facts: &EngineFacts) -> Decision {
     let no_tc = match tc(facts) {
-        Ok(Attach::Tcx) => {
+        Ok(AttachType::Tcx) => {
             return decision(
                 Engine::Tc,
-                Some(Attach::Tcx),
+                Some(AttachType::Tcx),
                 "this kernel has all it needs",
             );
         }
-        Ok(Attach::Clsact) => {
+        Ok(AttachType::Clsact) => {
             let reason = format!(
                 "this kernel has all it needs except TCX (Linux {} < 6.6)",
                 facts.kernel
             );
-            return decision(Engine::Tc, Some(Attach::Clsact), &reason);
+            return decision(Engine::Tc, Some(AttachType::Clsact), &reason);
         }
         Err(why) => why,
     };
@@ -117,7 +117,7 @@ fn best(facts: &EngineFacts) -> Decision {
     }
 }
 
-fn decision(engine: Engine, attach: Option<Attach>, reason: &str) -> Decision {
+fn decision(engine: Engine, attach: Option<AttachType>, reason: &str) -> Decision {
     Decision {
         engine,
         attach,
@@ -126,16 +126,16 @@ fn decision(engine: Engine, attach: Option<Attach>, reason: &str) -> Decision {
 }
 
 /// How TC programs would be attached, or why they cannot be.
-fn tc(facts: &EngineFacts) -> Result<Attach, String> {
+fn tc(facts: &EngineFacts) -> Result<AttachType, String> {
     facts.bpf_tc.as_result()?;
     // The release that brought TCX is what aya goes by too.
     if facts.kernel.at_least(6, 6) {
-        return Ok(Attach::Tcx);
+        return Ok(AttachType::Tcx);
     }
     match &facts.clsact {
         Probe::No(why) => Err(why.clone()),
         // Not found out without changing anything; attaching will tell.
-        Probe::Yes | Probe::Unknown(_) => Ok(Attach::Clsact),
+        Probe::Yes | Probe::Unknown(_) => Ok(AttachType::Clsact),
     }
 }
 
@@ -166,7 +166,7 @@ mod tests {
     fn choose(
         facts: &EngineFacts,
         engine: EngineChoice,
-    ) -> Result<(Engine, Option<Attach>), Refusal> {
+    ) -> Result<(Engine, Option<AttachType>), Refusal> {
         let config = SteeringConfig {
             engine,
             ..Config::default().steering
@@ -177,10 +177,10 @@ mod tests {
     #[test]
     fn a_kernel_with_everything_gets_tc() {
         let auto = |kernel| choose(&facts(kernel), EngineChoice::Auto).unwrap();
-        assert_eq!(auto("6.18.0"), (Engine::Tc, Some(Attach::Tcx)));
-        assert_eq!(auto("6.6.0"), (Engine::Tc, Some(Attach::Tcx)));
-        assert_eq!(auto("6.5.9"), (Engine::Tc, Some(Attach::Clsact)));
-        assert_eq!(auto("5.14.0"), (Engine::Tc, Some(Attach::Clsact)));
+        assert_eq!(auto("6.18.0"), (Engine::Tc, Some(AttachType::Tcx)));
+        assert_eq!(auto("6.6.0"), (Engine::Tc, Some(AttachType::Tcx)));
+        assert_eq!(auto("6.5.9"), (Engine::Tc, Some(AttachType::Clsact)));
+        assert_eq!(auto("5.14.0"), (Engine::Tc, Some(AttachType::Clsact)));
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
         };
         assert_eq!(
             choose(&unknown, EngineChoice::Auto),
-            Ok((Engine::Tc, Some(Attach::Clsact)))
+            Ok((Engine::Tc, Some(AttachType::Clsact)))
         );
         let no_bpf = EngineFacts {
             bpf_tc: no("denied"),

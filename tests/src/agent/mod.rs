@@ -1,7 +1,8 @@
 //! The real agent: the `metadata-proxy` binary with a configuration that keeps it within its node.
 
+mod builder;
+
 use std::{
-    env, fmt, fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -11,157 +12,22 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
+use serde_json::Value;
+use uuid::Uuid;
 
+pub use self::builder::{BINARY_VARIABLE, Builder, binary, bpffs_dir, quoted};
 use crate::{
     node::Node,
     process::{Running, run},
-    tenant::TenantFixture,
-    wait::{wait_for, wait_until},
+    tenant::{Kind, TenantFixture},
+    wait::wait_for,
 };
-
-/// Names the binary when it is not beside the test.
-pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
 
 /// How long it may take to get ready, on slow and busy machines.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long it may take to end after SIGTERM.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
-
-/// Finds the agent's binary: where the variable says, else in the target directory of the running
-/// program.
-///
-/// # Errors
-/// It has not been built.
-pub fn binary() -> Result<PathBuf> {
-    if let Some(path) = env::var_os(BINARY_VARIABLE) {
-        return Ok(path.into());
-    }
-    let own = env::current_exe().context("where is this program?")?;
-    // A test is in target/<profile>/deps, xtask in target/<profile>.
-    own.ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join("metadata-proxy"))
-        .find(|path| path.is_file())
-        .context("metadata-proxy has not been built; run the tests with `cargo xtask test`")
-}
-
-/// How the agent is to be started.
-#[derive(Clone, Debug)]
-pub struct Builder {
-    node: Node,
-    binary: Option<PathBuf>,
-    settings: Vec<(String, String)>,
-    environment: Vec<(String, String)>,
-}
-
-impl Builder {
-    /// Uses this binary.
-    #[must_use]
-    pub fn binary(mut self, path: &Path) -> Self {
-        self.binary = Some(path.to_owned());
-        self
-    }
-
-    /// Sets a key of the configuration: `limits.connections`, and its value as TOML has it.
-    #[must_use]
-    pub fn set(mut self, key: &str, value: impl fmt::Display) -> Self {
-        self.settings.retain(|(its, _)| its != key);
-        self.settings.push((key.to_owned(), value.to_string()));
-        self
-    }
-
-    /// Sets an environment variable of the agent.
-    #[must_use]
-    pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
-    /// Sends requests to the metadata agent at this unix socket.
-    #[must_use]
-    pub fn upstream_agent(self, socket: &Path) -> Self {
-        self.set("upstream.kind", quoted("agent")).set(
-            "upstream.agent.socket",
-            quoted(&socket.display().to_string()),
-        )
-    }
-
-    /// Sends requests to an HTTP server.
-    #[must_use]
-    pub fn upstream_http(self, address: &str) -> Self {
-        self.set("upstream.kind", quoted("http"))
-            .set("upstream.http.address", quoted(address))
-    }
-
-    /// Lets the agent answer by itself from this file of instances.
-    #[must_use]
-    pub fn upstream_embedded(self, file: &Path) -> Self {
-        self.set("upstream.kind", quoted("embedded")).set(
-            "upstream.embedded.file",
-            quoted(&file.display().to_string()),
-        )
-    }
-
-    /// Writes the configuration and returns its path.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write_configuration(&self) -> Result<PathBuf> {
-        let path = self.node.directory().join("metadata-proxy.toml");
-        let lines: Vec<_> = self
-            .settings
-            .iter()
-            .map(|(key, value)| {
-                format!(
-                    "{key} = {value}
-"
-                )
-            })
-            .collect();
-        fs::write(&path, lines.concat())
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
-    }
-
-    /// Starts the agent and waits until it says that it is ready.
-    ///
-    /// # Errors
-    /// It ended, or is not ready in time; the message has its log.
-    pub fn start(self) -> Result<Agent> {
-        let mut agent = self.start_unready()?;
-        match agent.wait_ready() {
-            Ok(()) => Ok(agent),
-            Err(error) => Err(error.context(format!("the agent's log:\n{}", agent.log()))),
-        }
-    }
-
-    /// Starts the agent without waiting.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start_unready(self) -> Result<Agent> {
-        let configuration = self.write_configuration()?;
-        let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = Command::new(&binary);
-        command
-            .arg("run")
-            .arg("--config")
-            .arg(&configuration)
-            .envs(self.environment);
-        self.node.enter_cgroup(&mut command)?;
-        let log = self.node.directory().join("metadata-proxy.log");
-        let running = Running::start("metadata-proxy", &mut command, &log)?;
-        let admin = admin_socket(&self.node);
-        Ok(Agent {
-            running,
-            binary,
-            configuration,
-            admin,
-        })
-    }
-}
 
 /// A running agent; stopped with SIGTERM when dropped, and killed if that does not end it.
 #[derive(Debug)]
@@ -176,22 +42,7 @@ impl Agent {
     /// Begins an agent that keeps to the node's directories and cgroup.
     #[must_use]
     pub fn builder(node: &Node) -> Builder {
-        let path = |path: &Path| quoted(&path.display().to_string());
-        Builder {
-            node: node.clone(),
-            binary: None,
-            settings: vec![],
-            environment: vec![],
-        }
-        .set("discovery.netns_dir", path(&node.netns_dir()))
-        .set("steering.bpffs_dir", path(&bpffs_dir(node)))
-        .set("steering.cgroup", path(node.cgroup()))
-        .set("admin.socket", path(&admin_socket(node)))
-        .set(
-            "admin.register_socket",
-            path(&node.directory().join("register.sock")),
-        )
-        .set("log.level", quoted("debug"))
+        Builder::new(node)
     }
 
     /// Its process id.
@@ -251,7 +102,7 @@ impl Agent {
     ///
     /// # Errors
     /// It does not answer with 200, or not with JSON.
-    pub fn admin_json(&self, path: &str) -> Result<serde_json::Value> {
+    pub fn admin_json(&self, path: &str) -> Result<Value> {
         let (status, body) = self.admin(path)?;
         if status != 200 {
             bail!("{path}: {status}: {body}");
@@ -304,20 +155,64 @@ impl Agent {
         })
     }
 
-    /// Waits until a guest of the tenant gets an answer, whatever it is.
+    /// What the agent says about a tenant, as its admin API has it; `None` if it does not know it.
     ///
     /// # Errors
-    /// The time is up.
+    /// The admin socket does not answer.
+    pub fn tenant(&self, tenant: &TenantFixture) -> Result<Option<Value>> {
+        let mut list = self.admin_json("/v1/tenants")?;
+        let tenants = list["tenants"]
+            .as_array_mut()
+            .context("no list of tenants")?;
+        let found = tenants.iter_mut().find(|its| {
+            its["kind"] == tenant.kind.word() && its["id"] == tenant.id.to_string().as_str()
+        });
+        Ok(found.map(Value::take))
+    }
+
+    /// Waits until the agent says that it serves the tenant, from this very namespace and from all
+    /// of its devices.
+    ///
+    /// # Errors
+    /// The time is up; the message has what the agent said last.
     pub fn wait_served(&self, tenant: &TenantFixture) -> Result<()> {
-        let guest = tenant.guest();
-        let url = format!("{}/", crate::METADATA_V4);
-        wait_until(
+        let inode = tenant.netns.inode()?;
+        let mut last = None;
+        let waited = wait_for(
             &format!("service of {}", tenant.netns.name()),
             READY_WITHIN,
             || {
-                guest
-                    .curl(&url, &["--max-time", "1"])
-                    .is_ok_and(|reply| reply.status != 0)
+                last = self.tenant(tenant)?;
+                let served = last.as_ref().is_some_and(|it| {
+                    it["state"] == "serving"
+                        && it["netns_inode"] == inode
+                        && tenant
+                            .subnets
+                            .iter()
+                            .all(|subnet| is_attached(it, &subnet.device))
+                });
+                Ok(served.then_some(()))
+            },
+        );
+        waited.with_context(|| format!("the agent says: {last:?}"))
+    }
+
+    /// Waits until the agent has let go of a tenant.
+    ///
+    /// # Errors
+    /// The time is up.
+    pub fn wait_gone(&self, kind: Kind, id: Uuid) -> Result<()> {
+        wait_for(
+            &format!("end of service of {kind} {id}"),
+            READY_WITHIN,
+            || {
+                let list = self.admin_json("/v1/tenants")?;
+                let there = list["tenants"].as_array().is_some_and(|tenants| {
+                    tenants.iter().any(|its| {
+                        its["kind"] == kind.word() && its["id"] == id.to_string().as_str()
+                    })
+                });
+                Ok((!there).then_some(()))
             },
         )
     }
@@ -364,20 +259,12 @@ impl Drop for Agent {
     }
 }
 
-/// Where the agent pins its maps and links: below the bpffs, which is the node's.
-#[must_use]
-pub fn bpffs_dir(node: &Node) -> PathBuf {
-    node.bpffs().join("metadata-proxy")
-}
-
-fn admin_socket(node: &Node) -> PathBuf {
-    node.directory().join("admin.sock")
-}
-
-/// A TOML string.
-#[must_use]
-pub fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+fn is_attached(tenant: &Value, device: &str) -> bool {
+    tenant["interfaces"].as_array().is_some_and(|interfaces| {
+        interfaces
+            .iter()
+            .any(|its| its["name"] == device && its["state"] == "attached")
+    })
 }
 
 fn dechunked(mut text: &str) -> Result<String> {

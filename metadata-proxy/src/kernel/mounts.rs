@@ -1,4 +1,5 @@
-//! What is mounted where, from `/proc/self/mountinfo` (see `proc_pid_mountinfo(5)`).
+//! Where the kernel keeps cgroups and pinned objects: what is mounted, from `/proc/self/mountinfo`
+//! (see `proc_pid_mountinfo(5)`), and the mount of bpffs where it is missing.
 
 use std::{
     ffi::OsString,
@@ -6,6 +7,10 @@ use std::{
     os::unix::ffi::OsStringExt as _,
     path::{Path, PathBuf},
 };
+
+use tracing::info;
+
+use super::KernelError;
 
 /// Where bpffs is mounted on every other system.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -79,6 +84,32 @@ impl Mounts {
         };
         Some(point.to_owned())
     }
+}
+
+/// Makes sure that a directory exists on a bpffs: mounts one where there is none.
+///
+/// # Errors
+/// [`KernelError::File`] naming the path and what failed.
+pub(super) fn ensure_bpffs(directory: &Path) -> Result<(), KernelError> {
+    let failed = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| KernelError::File { what, path, source }
+    };
+    let mounts =
+        Mounts::of_this_process().map_err(failed("cannot look for a bpffs for", directory))?;
+    if let Some(point) = mounts.bpffs_missing_for(directory) {
+        fs::create_dir_all(&point).map_err(failed("cannot make", &point))?;
+        nix::mount::mount(
+            Some("bpf"),
+            &point,
+            Some("bpf"),
+            nix::mount::MsFlags::empty(),
+            Some("mode=0700"),
+        )
+        .map_err(|errno| failed("cannot mount a bpffs at", &point)(errno.into()))?;
+        info!(at = %point.display(), "mounted a bpffs");
+    }
+    fs::create_dir_all(directory).map_err(failed("cannot make", directory))
 }
 
 fn mount(line: &[u8]) -> Option<Mount> {
