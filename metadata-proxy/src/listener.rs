@@ -147,7 +147,7 @@ fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketA
         libc::SOL_IPV6
     };
     let mut storage = MaybeUninit::<SockAddrStorage>::zeroed();
-    let mut len = size_of::<SockAddrStorage>() as libc::socklen_t;
+    let mut len = libc::socklen_t::try_from(size_of::<SockAddrStorage>()).ok()?;
     // SAFETY: the buffer is as large as any socket address and `len` says so.
     let result = unsafe {
         libc::getsockopt(

@@ -6,6 +6,8 @@
 //!
 //! Needs root. Runs in a network namespace of its own, with a bpffs directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
 use std::{net::TcpListener, path::PathBuf, thread};
 
 use metadata_proxy::{

@@ -49,7 +49,8 @@ use crate::{
     register::{self, RegisterEvent},
     serve,
     tenants::{
-        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts, Source,
+        Backoff, Command, Declaration, OnSettled, Provider, Registry, RegistryHandle,
+        RegistryParts, SettingsOf, Source,
     },
 };
 
@@ -163,12 +164,8 @@ impl Running {
             Metrics::new(&mut metrics_registry),
             ends.clone(),
         ));
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism().map_or(1, Into::into),
-            count => count,
-        };
         let (workers, threads) =
-            Workers::start(workers, &node).context("cannot start the workers")?;
+            Workers::start(worker_count(&config), &node).context("cannot start the workers")?;
         let netns = NetnsThread::start().context("cannot start the namespace thread")?;
 
         let factory = SettingsFactory::new(&config).await?;
@@ -178,30 +175,18 @@ impl Running {
             tasks.push(tokio::spawn(embedded.watch()));
         }
         let factory = Arc::new(factory);
-        let (registry, handle) = {
-            let config = config.load();
-            let factory = Arc::clone(&factory);
-            let programs = programs.clone();
-            Registry::new(RegistryParts {
-                kernel: Arc::clone(&kernel),
-                netns: netns.clone(),
-                workers: workers.clone(),
-                settings: factory.node_settings(),
-                settings_of: Box::new(move |node, declaration| factory.of(node, declaration)),
-                engine: engine.engine,
-                port: config.listener.port,
-                own_cookie,
-                backoff: Backoff {
-                    min: config.discovery.retry_min,
-                    max: config.discovery.retry_max,
-                },
-                on_settled: Box::new(move |served| {
-                    if let Some(programs) = programs {
-                        forget_earlier_run(&programs, served);
-                    }
-                }),
-            })
-        };
+        let (registry, handle) = Registry::new(RegistryParts {
+            kernel: Arc::clone(&kernel),
+            netns: netns.clone(),
+            workers: workers.clone(),
+            settings: factory.node_settings(),
+            settings_of: settings_of(&factory),
+            engine: engine.engine,
+            port: config.load().listener.port,
+            own_cookie,
+            backoff: backoff(&config.load()),
+            on_settled: on_settled(programs.clone()),
+        });
         let registry_task = tokio::spawn(registry.run());
         let (scanned, is_scanned) = watch::channel(false);
         let discovery = Discovery::new(
@@ -233,15 +218,11 @@ impl Running {
             metrics: metrics_registry,
             is_scanned,
         });
-        tasks.push({
-            let control = Arc::clone(&control);
-            let stop = sockets_stop.clone();
-            tokio::spawn(async move {
-                if let Err(error) = admin.serve(control, stop).await {
-                    error!(%error, "the admin socket is not served");
-                }
-            })
-        });
+        tasks.push(serve_operators(
+            admin,
+            Arc::clone(&control),
+            sockets_stop.clone(),
+        ));
         info!(
             version = env!("CARGO_PKG_VERSION"),
             engine = engine.engine.word(),
@@ -315,6 +296,26 @@ impl Running {
     }
 }
 
+fn settings_of(factory: &Arc<SettingsFactory>) -> SettingsOf {
+    let factory = Arc::clone(factory);
+    Box::new(move |node, declaration| factory.of(node, declaration))
+}
+
+fn backoff(config: &Config) -> Backoff {
+    Backoff {
+        min: config.discovery.retry_min,
+        max: config.discovery.retry_max,
+    }
+}
+
+fn on_settled(programs: Option<Arc<EbpfKernel>>) -> OnSettled {
+    Box::new(move |served| {
+        if let Some(programs) = programs {
+            forget_earlier_run(&programs, served);
+        }
+    })
+}
+
 /// Forgets what an earlier run left and this one has no use for.
 fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
     programs.remove_orphans(|cookie| served.contains(&cookie));
@@ -355,6 +356,13 @@ fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<Eb
     Ok(Some(kernel))
 }
 
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        0 => std::thread::available_parallelism().map_or(1, Into::into),
+        count => count,
+    }
+}
+
 fn caps(config: &Config) -> Caps {
     let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Caps {
@@ -363,6 +371,19 @@ fn caps(config: &Config) -> Caps {
         connections_per_guest: bounded(config.limits.connections_per_guest),
         requests_per_guest: bounded(config.limits.requests_in_flight_per_guest),
     }
+}
+
+/// Serves the admin socket.
+fn serve_operators(
+    admin: AdminServer,
+    control: Arc<NodeControl>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if let Err(error) = admin.serve(control, stop).await {
+            error!(%error, "the admin socket is not served");
+        }
+    })
 }
 
 /// Serves the socket on which haproxy's stand-ins register their tenants.

@@ -18,7 +18,7 @@ use crate::{
     config::InterfaceGlob,
     kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
     listener,
-    netlink::{self, EventSocket, Link},
+    netlink::{self, EventSocket, Link, MetadataV6},
     netns,
 };
 
@@ -188,7 +188,7 @@ fn bind_metadata(links: &[Link], place: &mut Place) -> Result<Vec<TcpListener>, 
     };
     let wanted: BTreeSet<SocketAddr> = links
         .iter()
-        .filter(|link| link.has_metadata_v6)
+        .filter(|link| link.metadata_v6 != MetadataV6::Absent)
         .map(|link| v6(&link))
         .chain([v4])
         .collect();
@@ -228,13 +228,11 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         .retain(|index| faced.iter().any(|link| link.device.index == *index));
     for link in faced {
         let index = link.device.index;
-        if link.metadata_v6_is_ours {
+        if link.metadata_v6 == MetadataV6::Ours {
             place.metadata_v6.insert(index);
         }
-        let result = match (
-            link.is_addressed && !link.has_metadata_v4,
-            link.has_metadata_v6,
-        ) {
+        let is_wanted = link.is_addressed && !link.has_metadata_v4;
+        let result = match (is_wanted, link.metadata_v6 != MetadataV6::Absent) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
                 place.metadata_v6.insert(index);
                 mended += 1;
