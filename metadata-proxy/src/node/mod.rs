@@ -6,6 +6,7 @@
 mod control;
 mod exposition;
 mod logging;
+mod registrations;
 mod settings;
 pub mod workers;
 
@@ -22,7 +23,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -46,12 +47,8 @@ use crate::{
     },
     listener,
     netns::NetnsThread,
-    register::{self, RegisterEvent},
-    serve,
-    tenants::{
-        Backoff, Command, Declaration, OnSettled, Provider, Registry, RegistryHandle,
-        RegistryParts, SettingsOf, Source,
-    },
+    register, serve,
+    tenants::{Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
 };
 
 /// How many guest addresses the rate limiter remembers, and how many of one tenant: haproxy's
@@ -147,9 +144,7 @@ impl Running {
         let admin = AdminServer::bind(&config.admin.socket)?;
         let register = register::Listener::bind(&config.admin.register_socket)?;
 
-        let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
-        let engine = kernel::choose_engine(&facts, &config.steering)
-            .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?;
+        let engine = engine(&config)?;
         let programs = load_programs(&config, &engine)?.map(Arc::new);
         let kernel: Arc<dyn Kernel> = match &programs {
             Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
@@ -188,19 +183,17 @@ impl Running {
             on_settled: on_settled(programs.clone()),
         });
         let registry_task = tokio::spawn(registry.run());
-        let (scanned, is_scanned) = watch::channel(false);
         let discovery = Discovery::new(
             Arc::clone(&config),
             Arc::clone(&kernel),
             netns,
             handle.clone(),
         );
-        tasks.push(tokio::spawn(discovery.run(move || {
-            scanned.send_replace(true);
-        })));
+        let (discovering, is_scanned) = discover(discovery);
+        tasks.push(discovering);
 
         let sockets_stop = CancellationToken::new();
-        tasks.push(serve_registrations(
+        tasks.push(registrations::serve_registrations(
             register,
             &config,
             &handle,
@@ -326,6 +319,13 @@ fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
     }
 }
 
+/// The engine this node gets.
+fn engine(config: &Config) -> anyhow::Result<Decision> {
+    let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
+    Ok(kernel::choose_engine(&facts, &config.steering)
+        .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?)
+}
+
 /// Loads the kernel programs, unless the engine needs none and none are wished for.
 fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<EbpfKernel>> {
     if engine.engine == Engine::Bind && !config.steering.connect_hooks {
@@ -373,6 +373,15 @@ fn caps(config: &Config) -> Caps {
     }
 }
 
+/// Starts to look for tenants; the other half tells when the first scan is over.
+fn discover(discovery: Discovery) -> (JoinHandle<()>, watch::Receiver<bool>) {
+    let (scanned, is_scanned) = watch::channel(false);
+    let discovering = discovery.run(move || {
+        scanned.send_replace(true);
+    });
+    (tokio::spawn(discovering), is_scanned)
+}
+
 /// Serves the admin socket.
 fn serve_operators(
     admin: AdminServer,
@@ -384,80 +393,4 @@ fn serve_operators(
             error!(%error, "the admin socket is not served");
         }
     })
-}
-
-/// Serves the socket on which haproxy's stand-ins register their tenants.
-fn serve_registrations(
-    listener: register::Listener,
-    config: &Arc<ArcSwap<Config>>,
-    registry: &RegistryHandle,
-    stop: CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
-    let server = register::Server::new(listener, register::Limits::default())
-        .context("cannot watch the registration socket")?;
-    let (events, mut inbox) = mpsc::channel(64);
-    let config = Arc::clone(config);
-    let registry = registry.clone();
-    tokio::spawn(async move {
-        let mut leases = std::collections::HashMap::new();
-        while let Some(event) = inbox.recv().await {
-            match event {
-                RegisterEvent::Started(registration) => {
-                    let reply = registration.reply;
-                    let netns = crate::netns::Netns::from_fd(registration.netns);
-                    let Some(netns) = netns else {
-                        reply.failed("what was handed over is no network namespace");
-                        continue;
-                    };
-                    leases.insert(registration.lease, (netns.id(), reply));
-                    let config = config.load();
-                    let interfaces = &config.interfaces;
-                    let declaration = Declaration {
-                        provider: Provider::Register,
-                        tenant: registration.tenant,
-                        name: namespace_name(registration.tenant),
-                        netns: netns.id(),
-                        source: Source::File(Arc::new(netns.into_fd())),
-                        // A router may be served from within a network's namespace.
-                        interfaces: [
-                            &interfaces.router[..],
-                            &interfaces.network,
-                            &interfaces.ovn_network,
-                        ]
-                        .concat(),
-                        settings: Some(Arc::new(registration.settings)),
-                    };
-                    let outcome = registry.declare(declaration).await;
-                    if let Some((_, reply)) = leases.get(&registration.lease) {
-                        match outcome {
-                            Ok(()) => reply.serving(),
-                            Err(error) => reply.failed(error),
-                        }
-                    }
-                }
-                RegisterEvent::Ended(lease) => {
-                    if let Some((netns, _)) = leases.remove(&lease) {
-                        registry
-                            .send(Command::Withdraw(netns, Provider::Register))
-                            .await;
-                    }
-                }
-            }
-        }
-    });
-    Ok(tokio::spawn(async move {
-        // The socket's file goes with the listener.
-        drop(server.serve(events, stop).await);
-    }))
-}
-
-/// What Neutron would call the namespace of a tenant that registered.
-fn namespace_name(tenant: crate::identity::Tenant) -> String {
-    use metadata_proxy_common::TenantKind;
-    let prefix = match tenant.kind {
-        TenantKind::Router => "qrouter",
-        TenantKind::Network => "qdhcp",
-        TenantKind::OvnNetwork => "ovnmeta",
-    };
-    format!("{prefix}-{}", tenant.id)
 }
