@@ -21,6 +21,7 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
+use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
@@ -258,6 +259,7 @@ impl Running {
         }
         let grace = self.config.load().shutdown.grace;
         info!(grace = ?grace, connections = self.node.open_connections(), "draining");
+        tell_service_manager(NotifyState::Stopping);
         // Nothing new is steered here from now on; what was accepted is served to its end.
         let (quiet, is_quiet) = oneshot::channel();
         self.registry.send(Command::Quiesce(quiet)).await;
@@ -378,8 +380,16 @@ fn discover(discovery: Discovery) -> (JoinHandle<()>, watch::Receiver<bool>) {
     let (scanned, is_scanned) = watch::channel(false);
     let discovering = discovery.run(move || {
         scanned.send_replace(true);
+        tell_service_manager(NotifyState::Ready);
     });
     (tokio::spawn(discovering), is_scanned)
+}
+
+/// Tells systemd, if it started us and wants to know (`Type=notify`).
+fn tell_service_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "cannot tell the service manager");
+    }
 }
 
 /// Serves the admin socket.
