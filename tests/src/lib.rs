@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod curl;
+pub mod document;
 pub mod footprint;
 pub mod haproxy;
 pub mod http_agent;
