@@ -202,7 +202,13 @@ impl Agent {
                 Err(source) => return Err(self.unreachable(source)),
             };
             let goes_on = match reason {
-                RetryReason::BacklogFull => course.full.pause(course.deadline).await,
+                RetryReason::BacklogFull => match course.full.next(course.deadline) {
+                    Some(next) => {
+                        permit.refused(next).await;
+                        true
+                    }
+                    None => false,
+                },
                 RetryReason::Unread if course.unread >= MOST_UNREAD => false,
                 _ => course.absent.pause(course.deadline).await,
             };
@@ -222,10 +228,7 @@ impl Agent {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         if let Err(error) = socket.connect(&self.address) {
             return match error.raw_os_error() {
-                Some(libc::EAGAIN) => {
-                    permit.refused();
-                    Ok(Attempt::Failed(RetryReason::BacklogFull, error))
-                }
+                Some(libc::EAGAIN) => Ok(Attempt::Failed(RetryReason::BacklogFull, error)),
                 Some(libc::ECONNREFUSED | libc::ENOENT) => {
                     Ok(Attempt::Failed(RetryReason::Absent, error))
                 }
