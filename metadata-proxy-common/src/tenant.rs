@@ -47,15 +47,34 @@ pub struct TenantValue {
     pub uuid: [u8; 16],
     /// A [`TenantKind`] as its byte.
     pub kind: u8,
+    /// [`WRITER_AGENT`] if the agent wrote the entry, [`WRITER_OTHER`] if somebody else did: the
+    /// agent serves both, and removes only its own.
+    pub writer: u8,
     /// Zero.
-    pub padding: [u8; 7],
+    pub padding: [u8; 6],
 }
 
+/// [`TenantValue::writer`] of an entry that the agent wrote.
+pub const WRITER_AGENT: u8 = 1;
+/// [`TenantValue::writer`] of an entry that somebody else wrote.
+pub const WRITER_OTHER: u8 = 0;
+
 impl TenantValue {
-    /// Encodes a tenant.
+    /// Encodes a tenant as the agent declares it.
     #[must_use]
-    pub const fn new(kind: TenantKind, uuid: [u8; 16]) -> Self {
-        Self { uuid, kind: kind as u8, padding: [0; 7] }
+    pub const fn by_agent(kind: TenantKind, uuid: [u8; 16]) -> Self {
+        Self {
+            uuid,
+            kind: kind as u8,
+            writer: WRITER_AGENT,
+            padding: [0; 6],
+        }
+    }
+
+    /// Whether the agent wrote this entry.
+    #[must_use]
+    pub const fn is_of_agent(&self) -> bool {
+        self.writer == WRITER_AGENT
     }
 }
 

@@ -12,6 +12,11 @@ use http::{HeaderName, HeaderValue};
 use metadata_proxy_common::TenantKind;
 use uuid::Uuid;
 
+use crate::{
+    kernel::{Kernel, NetnsCookie},
+    listener::Caller,
+};
+
 /// Names the router whose guests ask; read by Neutron's metadata agent.
 pub const ROUTER_TAG: HeaderName = HeaderName::from_static("x-neutron-router-id");
 /// Names the network whose guests ask; read by Neutron's metadata agent.
@@ -39,8 +44,22 @@ impl Tenant {
         }
     }
 
+    /// The same name as Neutron writes it, for the wire.
+    #[must_use]
+    pub const fn tag_text(&self) -> &'static str {
+        match self.kind {
+            TenantKind::Router => "X-Neutron-Router-ID",
+            TenantKind::Network => "X-Neutron-Network-ID",
+            TenantKind::OvnNetwork => "X-OVN-Network-ID",
+        }
+    }
+
     /// Value of the header that carries this tenant upstream.
     #[must_use]
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "a UUID's digits and dashes are a header value"
+    )]
     pub fn tag_value(&self) -> HeaderValue {
         let mut buffer = Uuid::encode_buffer();
         let text: &str = self.id.hyphenated().encode_lower(&mut buffer);
@@ -117,7 +136,85 @@ pub struct Identity {
     tenant: Tenant,
 }
 
+/// Why a connection was refused before a byte of it was read.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It reached the listener without having dialled the metadata address.
+    #[error("the metadata address was not dialled: the connection is to {local}")]
+    NotSteered {
+        /// Where it was accepted.
+        local: SocketAddr,
+    },
+    /// It was accepted in another namespace than the listener's.
+    #[error("accepted in namespace {found}, but the listener is in namespace {expected}")]
+    OtherNamespace {
+        /// The listener's namespace.
+        expected: NetnsCookie,
+        /// The connection's namespace.
+        found: NetnsCookie,
+    },
+    /// Its namespace belongs to no tenant.
+    #[error("namespace {0} belongs to no tenant")]
+    NoTenant(NetnsCookie),
+    /// Its namespace belongs to another tenant than its listener.
+    #[error("namespace belongs to {found}, but the listener serves {expected}")]
+    OtherTenant {
+        /// The listener's tenant.
+        expected: Tenant,
+        /// The tenant the map names.
+        found: Tenant,
+    },
+    /// The kernel did not say what must be known.
+    #[error("the kernel cannot be asked: {0}")]
+    Unknown(String),
+}
+
+impl Refused {
+    /// The word for it in metrics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NotSteered { .. } => "not_steered",
+            Self::OtherNamespace { .. } => "other_namespace",
+            Self::NoTenant(_) => "no_tenant",
+            Self::OtherTenant { .. } => "other_tenant",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
 impl Identity {
+    /// Proves twice, and fails closed, that a connection comes from the tenant of the listener that
+    /// accepted it: by the namespace it was accepted in, and by the tenant that `TENANTS` names for
+    /// that namespace at this moment.
+    ///
+    /// # Errors
+    /// [`Refused`], in which case nothing of the connection may be read or forwarded.
+    pub fn prove(
+        caller: &Caller,
+        listener: (Tenant, NetnsCookie),
+        kernel: &dyn Kernel,
+    ) -> Result<Self, Refused> {
+        let (expected, namespace) = listener;
+        if !caller.dialled_metadata() {
+            return Err(Refused::NotSteered {
+                local: caller.local,
+            });
+        }
+        if caller.netns != namespace {
+            return Err(Refused::OtherNamespace {
+                expected: namespace,
+                found: caller.netns,
+            });
+        }
+        match kernel.tenant(caller.netns) {
+            Ok(Some(found)) if found == expected => Ok(Self { tenant: found }),
+            Ok(Some(found)) => Err(Refused::OtherTenant { expected, found }),
+            Ok(None) => Err(Refused::NoTenant(caller.netns)),
+            Err(error) => Err(Refused::Unknown(error.to_string())),
+        }
+    }
+
     /// Makes an identity without proof, for tests of the steps behind the proof.
     #[cfg(test)]
     #[must_use]
@@ -129,5 +226,89 @@ impl Identity {
     #[must_use]
     pub const fn tenant(&self) -> Tenant {
         self.tenant
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fake::FakeKernel;
+
+    const TENANT: Tenant = Tenant {
+        kind: TenantKind::Router,
+        id: Uuid::from_u128(1),
+    };
+    const OTHER: Tenant = Tenant {
+        kind: TenantKind::Network,
+        id: Uuid::from_u128(1),
+    };
+    const HERE: NetnsCookie = NetnsCookie(7);
+
+    fn caller(local: &str, netns: NetnsCookie) -> Caller {
+        Caller {
+            peer: "10.0.0.5:40000".parse().unwrap(),
+            local: local.parse().unwrap(),
+            original: None,
+            netns,
+        }
+    }
+
+    fn prove(caller: &Caller, declared: Option<Tenant>) -> Result<Identity, Refused> {
+        let kernel = FakeKernel::default();
+        if let Some(tenant) = declared {
+            kernel.declare(caller.netns, tenant).unwrap();
+        }
+        Identity::prove(caller, (TENANT, HERE), &kernel)
+    }
+
+    #[test]
+    fn a_steered_connection_in_its_own_namespace_is_proved() {
+        let identity = prove(&caller("169.254.169.254:80", HERE), Some(TENANT)).unwrap();
+        assert_eq!(identity.tenant(), TENANT);
+    }
+
+    #[test]
+    fn whatever_does_not_fit_is_refused() {
+        let steered = caller("169.254.169.254:80", HERE);
+        assert!(matches!(
+            prove(&steered, None),
+            Err(Refused::NoTenant(HERE))
+        ));
+        assert!(matches!(
+            prove(&steered, Some(OTHER)),
+            Err(Refused::OtherTenant { .. })
+        ));
+        let elsewhere = caller("169.254.169.254:80", NetnsCookie(8));
+        assert!(matches!(
+            prove(&elsewhere, Some(TENANT)),
+            Err(Refused::OtherNamespace { .. })
+        ));
+        let direct = caller("10.0.0.1:9697", HERE);
+        assert!(matches!(
+            prove(&direct, Some(TENANT)),
+            Err(Refused::NotSteered { .. })
+        ));
+    }
+
+    #[test]
+    fn each_kind_has_its_own_tag() {
+        let tag = |kind| {
+            Tenant {
+                kind,
+                id: Uuid::nil(),
+            }
+            .tag_name()
+        };
+        assert_eq!(tag(TenantKind::Router), "X-Neutron-Router-ID");
+        assert_eq!(tag(TenantKind::Network), "X-Neutron-Network-ID");
+        assert_eq!(tag(TenantKind::OvnNetwork), "X-OVN-Network-ID");
+    }
+
+    #[test]
+    fn a_guest_address_is_without_mapping_and_zone() {
+        let mapped = GuestAddress::of_peer("[::ffff:10.0.0.5]:1".parse().unwrap());
+        assert_eq!(mapped.to_string(), "10.0.0.5");
+        let zoned = GuestAddress::of_peer("[fe80::1%3]:1".parse().unwrap());
+        assert_eq!(zoned.to_string(), "fe80::1");
     }
 }

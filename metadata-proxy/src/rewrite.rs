@@ -1,7 +1,10 @@
 //! Builds the request that goes upstream, from an allow-list; the tag comes first.
+//!
+//! Nothing a guest sends can name an identity, claim a forwarding, or frame a message: what is not
+//! on the list never leaves, and what frames the message is written here.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
 use crate::identity::{GuestAddress, Identity};
 
@@ -38,12 +41,8 @@ impl Outgoing {
         out.put_u8(b' ');
         out.put_slice(self.target.as_bytes());
         out.put_slice(b" HTTP/1.1\r\n");
-        put_header(
-            out,
-            tenant.tag_name().as_str(),
-            tenant.tag_value().as_bytes(),
-        );
-        put_header(out, "x-forwarded-for", self.guest.to_string().as_bytes());
+        put_header(out, tenant.tag_text(), tenant.tag_value().as_bytes());
+        put_header(out, "X-Forwarded-For", self.guest.to_string().as_bytes());
         for (name, value) in &self.headers {
             put_header(out, name.as_str(), value.as_bytes());
         }
@@ -65,4 +64,277 @@ fn put_header(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(b": ");
     out.put_slice(value);
     out.put_slice(b"\r\n");
+}
+
+/// Headers that guests may send upstream. Whatever is not here is dropped: headers that claim an
+/// identity or a forwarding, that frame the message or concern this hop, and names with `_`, which
+/// some servers take for names with `-`.
+static ALLOWED: [HeaderName; 17] = [
+    header::HOST,
+    header::USER_AGENT,
+    header::ACCEPT,
+    header::ACCEPT_CHARSET,
+    header::ACCEPT_ENCODING,
+    header::ACCEPT_LANGUAGE,
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::IF_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_NONE_MATCH,
+    header::IF_UNMODIFIED_SINCE,
+    header::PRAGMA,
+    header::RANGE,
+    // EC2's session tokens (IMDSv2), which clients send whether or not the upstream knows them.
+    HeaderName::from_static("x-aws-ec2-metadata-token"),
+    HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds"),
+];
+
+/// Why a request that parsed is still not one to forward.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// The target is neither a path nor an `http` URL.
+    #[error("the request target is neither a path nor an http URL")]
+    Target,
+    /// `CONNECT` and `TRACE` make no sense here.
+    #[error("the method {0} is not served")]
+    Method(Method),
+    /// More than one `Host`, or none where HTTP/1.1 wants one.
+    #[error("exactly one Host header is wanted")]
+    Host,
+    /// `Content-Length` beside `Transfer-Encoding`, or more than one of either.
+    #[error("the length of the body is given in conflicting ways")]
+    Length,
+}
+
+impl BadRequest {
+    /// The status the guest gets.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        match self {
+            Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Target | Self::Host | Self::Length => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Checks what the parser leaves to the application, before the body is read.
+///
+/// # Errors
+/// [`BadRequest`].
+pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
+    if matches!(head.method, Method::CONNECT | Method::TRACE) {
+        return Err(BadRequest::Method(head.method.clone()));
+    }
+    target(&head.uri)?;
+    let hosts = head.headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && head.version == http::Version::HTTP_11) {
+        return Err(BadRequest::Host);
+    }
+    let lengths = head.headers.get_all(header::CONTENT_LENGTH).iter().count();
+    let encodings = head
+        .headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .count();
+    if lengths + encodings > 1 {
+        return Err(BadRequest::Length);
+    }
+    Ok(())
+}
+
+/// Builds the request that goes upstream.
+///
+/// # Errors
+/// [`BadRequest`] for what [`check`] refuses.
+pub fn rebuild(
+    head: &http::request::Parts,
+    body: Bytes,
+    identity: Identity,
+    guest: GuestAddress,
+) -> Result<Outgoing, BadRequest> {
+    check(head)?;
+    Ok(Outgoing {
+        identity,
+        guest,
+        method: head.method.clone(),
+        target: target(&head.uri)?,
+        headers: allowed(&head.headers),
+        body,
+    })
+}
+
+fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let mut kept = Vec::with_capacity(headers.len().min(ALLOWED.len()));
+    kept.extend(
+        headers
+            .iter()
+            .filter(|(name, _)| ALLOWED.contains(name))
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
+    kept
+}
+
+/// Path and query. A guest that takes us for a proxy sends a whole URL; its host part counts as
+/// little as the `Host` header does.
+fn target(uri: &Uri) -> Result<String, BadRequest> {
+    let is_http = uri
+        .scheme()
+        .is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
+    let has_both_or_neither = uri.scheme().is_some() == uri.authority().is_some();
+    match uri.path_and_query() {
+        Some(path) if is_http && has_both_or_neither && path.as_str().starts_with('/') => {
+            Ok(path.as_str().to_owned())
+        }
+        _ => Err(BadRequest::Target),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metadata_proxy_common::TenantKind;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::identity::Tenant;
+
+    const TENANT: Tenant = Tenant {
+        kind: TenantKind::Router,
+        id: Uuid::from_u128(0xabc),
+    };
+
+    fn outgoing(request: http::Request<()>, body: &'static [u8]) -> Result<Outgoing, BadRequest> {
+        let (parts, ()) = request.into_parts();
+        let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
+        rebuild(
+            &parts,
+            Bytes::from_static(body),
+            Identity::unproved(TENANT),
+            guest,
+        )
+    }
+
+    fn encode(outgoing: &Outgoing) -> Vec<u8> {
+        let mut bytes = BytesMut::new();
+        outgoing.encode("close", &mut bytes);
+        bytes.to_vec()
+    }
+
+    #[test]
+    fn the_tag_comes_first_and_the_guest_s_claims_are_gone() {
+        let request = http::Request::get("/openstack?a=b")
+            .header("x-neutron-router-id", "spoofed")
+            .header("host", "169.254.169.254")
+            .header("X-Forwarded-For", "1.2.3.4")
+            .header("x_neutron_router_id", "spoofed")
+            .header("user-agent", "curl/8")
+            .body(())
+            .unwrap();
+        let bytes = encode(&outgoing(request, b"").unwrap());
+        assert_eq!(
+            String::from_utf8(bytes).unwrap(),
+            "GET /openstack?a=b HTTP/1.1\r\n\
+             X-Neutron-Router-ID: 00000000-0000-0000-0000-000000000abc\r\n\
+             X-Forwarded-For: 10.0.0.5\r\n\
+             host: 169.254.169.254\r\n\
+             user-agent: curl/8\r\n\
+             connection: close\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_body_is_announced_by_its_true_length() {
+        let request = http::Request::post("/openstack/latest/password")
+            .header("host", "a")
+            .header("content-length", "4")
+            .body(())
+            .unwrap();
+        let text = String::from_utf8(encode(&outgoing(request, b"1234").unwrap())).unwrap();
+        assert!(text.contains("\r\ncontent-length: 4\r\n"), "{text}");
+        assert!(text.ends_with("\r\n\r\n1234"), "{text}");
+        assert_eq!(text.matches("content-length").count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_forwarded_is_refused() {
+        let get = || http::Request::get("/").header("host", "a");
+        let refused =
+            |request: http::request::Builder| outgoing(request.body(()).unwrap(), b"").unwrap_err();
+        assert_eq!(refused(get().header("host", "b")), BadRequest::Host);
+        assert_eq!(refused(http::Request::get("/")), BadRequest::Host);
+        let both = get()
+            .header("content-length", "1")
+            .header("transfer-encoding", "chunked");
+        assert_eq!(refused(both), BadRequest::Length);
+        assert_eq!(refused(get().uri("https://a/")), BadRequest::Target);
+        assert_eq!(refused(get().uri("*")), BadRequest::Target);
+        assert_eq!(
+            refused(get().method("CONNECT").uri("a:80")),
+            BadRequest::Method(Method::CONNECT)
+        );
+        assert!(outgoing(get().uri("http://a/x").body(()).unwrap(), b"").is_ok());
+    }
+
+    proptest! {
+        /// Whatever a guest sends, the upstream reads exactly one request, whose first header is
+        /// the true tag, and no other header names an identity or a forwarding.
+        #[test]
+        fn rewriting_yields_one_request_with_one_true_identity(
+            method in "(GET|HEAD|POST|PUT|DELETE|OPTIONS|[A-Z]{1,9})",
+            path in "/[!-~]{0,40}",
+            headers in prop::collection::vec(
+                (
+                    "(x-neutron-(router|network)-id|X-OVN-Network-ID|x-instance-id|x-tenant-id\
+                      |x-metadata-provider|x-forwarded-(for|host)|forwarded|x-real-ip|host\
+                      |transfer-encoding|content-length|connection|accept|user[-_]agent|[a-z_-]{1,20})",
+                    prop::collection::vec(prop_oneof![Just(9_u8), 32..=126_u8, 128..=255_u8], 0..40),
+                ),
+                0..12,
+            ),
+            body in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let mut request = http::Request::builder().method(method.as_str());
+            let Ok(uri) = path.parse::<Uri>() else { return Ok(()) };
+            request = request.uri(uri);
+            for (name, value) in &headers {
+                let Ok(value) = HeaderValue::from_bytes(value) else { continue };
+                request = request.header(name.as_str(), value);
+            }
+            let Ok(request) = request.body(()) else { return Ok(()) };
+            let (parts, ()) = request.into_parts();
+            let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
+            let identity = Identity::unproved(TENANT);
+            let Ok(outgoing) = rebuild(&parts, body.clone().into(), identity, guest) else {
+                return Ok(());
+            };
+            let bytes = encode(&outgoing);
+            let mut storage = [httparse::EMPTY_HEADER; 64];
+            let mut parsed = httparse::Request::new(&mut storage);
+            let httparse::Status::Complete(head) = parsed.parse(&bytes).unwrap() else {
+                return Err(TestCaseError::fail("the head is incomplete"));
+            };
+            prop_assert_eq!(&bytes[head..], &body[..]);
+            prop_assert_eq!(parsed.headers[0].name, "X-Neutron-Router-ID");
+            let tag = TENANT.tag_value();
+            prop_assert_eq!(parsed.headers[0].value, tag.as_bytes());
+            prop_assert_eq!(parsed.headers[1].name, "X-Forwarded-For");
+            prop_assert_eq!(parsed.headers[1].value, b"10.0.0.5");
+            let mut lengths = 0;
+            for header in &parsed.headers[2..] {
+                let name = header.name.to_ascii_lowercase().replace('_', "-");
+                for claim in ["x-neutron", "x-ovn", "x-instance", "x-tenant", "x-metadata",
+                              "x-forwarded", "forwarded", "x-real-ip", "transfer-encoding"] {
+                    prop_assert!(!name.starts_with(claim), "{} left", header.name);
+                }
+                if name == "content-length" {
+                    lengths += 1;
+                    let length = body.len().to_string();
+                    prop_assert_eq!(header.value, length.as_bytes());
+                }
+            }
+            prop_assert!(lengths <= 1);
+            prop_assert!(body.is_empty() || lengths == 1);
+        }
+    }
 }

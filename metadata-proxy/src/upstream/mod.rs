@@ -8,6 +8,7 @@ mod agent;
 mod answer;
 mod backoff;
 mod counters;
+pub mod embedded;
 mod error;
 mod http;
 mod pool;
@@ -17,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
+use self::counters::Counters;
 pub use self::{
     agent::{Agent, AgentConfig},
     answer::{Answer, AnswerBody},
@@ -25,7 +27,7 @@ pub use self::{
     http::{Http, HttpConfig},
 };
 use crate::{
-    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits},
+    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits, QueueSnapshot},
     rewrite::Outgoing,
 };
 
@@ -66,6 +68,8 @@ pub enum Upstream {
     Agent(Agent),
     /// An HTTP server behind a TCP endpoint.
     Http(Http),
+    /// This process, from a file.
+    Embedded(Arc<embedded::Embedded>),
 }
 
 impl Upstream {
@@ -83,6 +87,7 @@ impl Upstream {
         let outcome = match self {
             Self::Agent(agent) => agent.ask(request, timeouts, started, spent).await,
             Self::Http(http) => http.ask(request, timeouts, started, spent).await,
+            Self::Embedded(embedded) => Ok(embedded.answer(request)),
         };
         spent.upstream = started.elapsed().saturating_sub(spent.queued);
         outcome
@@ -94,6 +99,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.name(),
             Self::Http(http) => http.name(),
+            Self::Embedded(_) => "embedded",
         }
     }
 
@@ -103,6 +109,7 @@ impl Upstream {
         match self {
             Self::Agent(_) => "agent",
             Self::Http(_) => "http",
+            Self::Embedded(_) => "embedded",
         }
     }
 
@@ -112,6 +119,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.snapshot(),
             Self::Http(http) => http.snapshot(),
+            Self::Embedded(_) => Counters::default().snapshot(QueueSnapshot::default()),
         }
     }
 
@@ -120,6 +128,7 @@ impl Upstream {
         match self {
             Self::Agent(agent) => agent.queue().reconfigure(bound, waiting),
             Self::Http(http) => http.queue().reconfigure(bound, waiting),
+            Self::Embedded(_) => {}
         }
     }
 }

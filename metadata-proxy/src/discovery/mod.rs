@@ -1,0 +1,307 @@
+//! Finds tenants by the names of their namespaces.
+//!
+//! Watches the directory of named namespaces and scans it now and then, since a watch can overflow
+//! and says nothing of mounts. It only tells the registry who is there; it enters no namespace,
+//! except to read the cookie of one that somebody else may have declared in the map.
+
+mod watch;
+
+use std::{
+    collections::HashMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::sleep_until;
+use tracing::{debug, info, warn};
+
+use self::watch::{DirectoryWatch, Seen};
+use crate::{
+    config::Config,
+    identity::Tenant,
+    kernel::{Kernel, NetnsCookie},
+    listener,
+    netns::{self, Netns, NetnsId, NetnsThread},
+    tenants::{Command, Declaration, Provider, RegistryHandle, Source},
+};
+
+/// First wait for a file that is not yet a namespace: `ip netns add` makes the file, then mounts.
+const YOUNG_MIN: Duration = Duration::from_millis(1);
+/// After this a file is left to the periodic scan.
+const YOUNG_MAX: Duration = Duration::from_secs(2);
+
+/// Watches the directory of named namespaces.
+pub struct Discovery {
+    config: Arc<ArcSwap<Config>>,
+    dir: PathBuf,
+    kernel: Arc<dyn Kernel>,
+    netns: NetnsThread,
+    registry: RegistryHandle,
+    known: HashMap<String, Known>,
+    young: HashMap<String, Young>,
+    /// Cookies of namespaces whose names say nothing, read once each.
+    cookies: HashMap<NetnsId, NetnsCookie>,
+}
+
+/// A namespace that was declared.
+struct Known {
+    netns: NetnsId,
+    provider: Provider,
+    tenant: Tenant,
+}
+
+/// A file that is not a namespace yet.
+struct Young {
+    wait: Duration,
+    at: Instant,
+}
+
+impl Discovery {
+    /// Makes a watcher of the configured directory.
+    #[must_use]
+    pub fn new(
+        config: Arc<ArcSwap<Config>>,
+        kernel: Arc<dyn Kernel>,
+        netns: NetnsThread,
+        registry: RegistryHandle,
+    ) -> Self {
+        let dir = config.load().discovery.netns_dir.clone();
+        Self {
+            config,
+            dir,
+            kernel,
+            netns,
+            registry,
+            known: HashMap::new(),
+            young: HashMap::new(),
+            cookies: HashMap::new(),
+        }
+    }
+
+    /// Watches until the future is dropped. Calls `scanned` after the first scan.
+    pub async fn run(mut self, scanned: impl FnOnce()) {
+        let mut watch = self.watch();
+        self.scan().await;
+        self.registry.send(Command::Settled).await;
+        scanned();
+        let mut next_scan = Instant::now() + self.scan_interval();
+        loop {
+            let wake = self
+                .young
+                .values()
+                .map(|young| young.at)
+                .chain([next_scan])
+                .min();
+            let wake = wake.unwrap_or(next_scan);
+            tokio::select! {
+                seen = watch::next(&mut watch) => match seen {
+                    Seen::Changed(name) => self.look_at(&name).await,
+                    Seen::Lost => next_scan = Instant::now(),
+                    Seen::Ended => watch = None,
+                },
+                () = sleep_until(wake.into()) => {
+                    let now = Instant::now();
+                    for name in self.due(now) {
+                        self.look_at(&name).await;
+                    }
+                    if now >= next_scan {
+                        if watch.is_none() {
+                            watch = self.watch();
+                        }
+                        self.scan().await;
+                        self.registry.send(Command::Audit).await;
+                        next_scan = now + self.scan_interval();
+                    }
+                }
+            }
+        }
+    }
+
+    fn scan_interval(&self) -> Duration {
+        self.config.load().discovery.scan_interval
+    }
+
+    fn watch(&self) -> Option<DirectoryWatch> {
+        match DirectoryWatch::start(&self.dir) {
+            Ok(watch) => Some(watch),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                debug!(dir = %self.dir.display(), "no namespaces yet");
+                None
+            }
+            Err(error) => {
+                warn!(dir = %self.dir.display(), %error,
+                    "cannot watch for namespaces; they are found by the scan only");
+                None
+            }
+        }
+    }
+
+    fn due(&self, now: Instant) -> Vec<String> {
+        let due = self.young.iter().filter(|(_, young)| young.at <= now);
+        due.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Looks at every name in the directory and at every name that was there.
+    async fn scan(&mut self) {
+        let mut names: Vec<String> = std::fs::read_dir(&self.dir)
+            .map(|entries| {
+                entries
+                    .filter_map(Result::ok)
+                    .filter_map(|entry| entry.file_name().into_string().ok())
+                    .collect()
+            })
+            .unwrap_or_default();
+        names.extend(
+            self.known
+                .keys()
+                .filter(|name| !self.dir.join(name).exists())
+                .cloned(),
+        );
+        let foreign = self.kernel.foreign_tenants();
+        for name in names {
+            self.look(&name, &foreign).await;
+        }
+    }
+
+    async fn look_at(&mut self, name: &str) {
+        self.look(name, &[]).await;
+    }
+
+    /// Compares what a name stands for now with what it stood for.
+    async fn look(&mut self, name: &str, foreign: &[(NetnsCookie, Tenant)]) {
+        let path = self.dir.join(name);
+        let found = self.found(name, &path, foreign).await;
+        if let Some(known) = self.known.get(name) {
+            let is_same = found.as_ref().is_some_and(|found| {
+                found.netns == known.netns
+                    && found.provider == known.provider
+                    && found.tenant == known.tenant
+            });
+            if is_same {
+                return;
+            }
+            // It may be there still, with a name that is none of ours any more.
+            let is_there = NetnsId::of_path(&path).is_ok_and(|id| id == known.netns);
+            let command = if is_there {
+                Command::Withdraw(known.netns, known.provider)
+            } else {
+                Command::Gone(known.netns)
+            };
+            self.registry.send(command).await;
+            self.known.remove(name);
+        }
+        if let Some(found) = found {
+            let Declaration {
+                netns,
+                provider,
+                tenant,
+                ..
+            } = found;
+            self.known.insert(
+                name.to_owned(),
+                Known {
+                    netns,
+                    provider,
+                    tenant,
+                },
+            );
+            self.registry.send(Command::Declare(found, None)).await;
+        }
+    }
+
+    /// What a name stands for now.
+    async fn found(
+        &mut self,
+        name: &str,
+        path: &Path,
+        foreign: &[(NetnsCookie, Tenant)],
+    ) -> Option<Declaration> {
+        let config = self.config.load_full();
+        let recognised = config.recognise(name);
+        if recognised.is_none() && foreign.is_empty() && !self.known.contains_key(name) {
+            return None;
+        }
+        let namespace = match Netns::open(path) {
+            Ok(namespace) => namespace,
+            Err(error) => {
+                self.note_young(name, path, &error);
+                return None;
+            }
+        };
+        self.young.remove(name);
+        let declaration = |tenant: Tenant, provider, interfaces| Declaration {
+            provider,
+            tenant,
+            name: name.to_owned(),
+            netns: namespace.id(),
+            source: Source::Path(path.to_owned()),
+            interfaces,
+            settings: None,
+        };
+        if let Some(recognised) = recognised {
+            let interfaces = recognised.interfaces.to_vec();
+            return Some(declaration(
+                recognised.tenant,
+                Provider::NetnsDir,
+                interfaces,
+            ));
+        }
+        // An entry that is known by the map stays known between scans.
+        let known = self
+            .known
+            .get(name)
+            .filter(|known| known.netns == namespace.id());
+        let tenant = match known {
+            Some(known) if foreign.is_empty() => known.tenant,
+            _ => {
+                let cookie = self.cookie(&namespace, path).await?;
+                foreign.iter().find(|(of, _)| *of == cookie)?.1
+            }
+        };
+        let interfaces = config.interfaces.of(tenant.kind).to_vec();
+        Some(declaration(tenant, Provider::Map, interfaces))
+    }
+
+    /// Plans the next look at a file that is there but is no namespace yet.
+    fn note_young(&mut self, name: &str, path: &Path, error: &netns::NetnsError) {
+        if !path.exists() {
+            self.young.remove(name);
+            return;
+        }
+        let wait = self
+            .young
+            .get(name)
+            .map_or(YOUNG_MIN, |young| young.wait * 2);
+        if wait > YOUNG_MAX {
+            self.young.remove(name);
+            info!(namespace = name, %error, "left out");
+            return;
+        }
+        self.young.insert(
+            name.to_owned(),
+            Young {
+                wait,
+                at: Instant::now() + wait,
+            },
+        );
+    }
+
+    async fn cookie(&mut self, namespace: &Netns, path: &Path) -> Option<NetnsCookie> {
+        let id = namespace.id();
+        if let Some(cookie) = self.cookies.get(&id) {
+            return Some(*cookie);
+        }
+        let inside = Netns::open(path).ok()?;
+        let cookie = self
+            .netns
+            .run(inside, listener::netns_cookie)
+            .await
+            .ok()?
+            .ok()?;
+        self.cookies.insert(id, cookie);
+        Some(cookie)
+    }
+}

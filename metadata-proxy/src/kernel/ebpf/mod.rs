@@ -1,0 +1,420 @@
+//! The real kernel: loads the embedded object, keeps its maps pinned, attaches and detaches.
+
+mod attach;
+mod tenant_map;
+
+use std::{
+    fs::File,
+    os::fd::BorrowedFd,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapError, PerCpuArray, SockMap},
+    programs::{SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, tc},
+    util::KernelVersion,
+};
+use metadata_proxy_common::{ABI_VERSION, Outcome, names};
+use tracing::{debug, warn};
+
+use self::tenant_map::{Key, TenantMap, Value};
+use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, adopt};
+use crate::{identity::Tenant, netlink};
+
+/// The kernel programs, built by the build script.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metadata-proxy.bpf.o"));
+
+/// First kernel with TCX links.
+const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+
+/// The hooks on the cgroup, in the order in which they are attached: an address is only rewritten
+/// once it can be restored.
+const CGROUP_HOOKS: [&str; 4] = [
+    names::GETPEERNAME4,
+    names::GETPEERNAME6,
+    names::CONNECT4,
+    names::CONNECT6,
+];
+
+/// What the programs are loaded with.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Directory on a bpffs for pinned maps and links.
+    pub bpffs_dir: PathBuf,
+    /// Port of the listeners.
+    pub listener_port: u16,
+    /// Whether listeners are IPv4-only, on a kernel without IPv6.
+    pub listener_v4_only: bool,
+    /// Places in `TENANTS`.
+    pub max_tenants: u32,
+    /// Whether the programs write debug lines.
+    pub debug_log: bool,
+}
+
+/// What one program costs the kernel.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProgramSize {
+    /// The program's name.
+    pub name: String,
+    /// Instructions the verifier walked.
+    pub verified_instructions: Option<u32>,
+    /// Memory the kernel locked for it, bytes.
+    pub memory_bytes: Option<u32>,
+}
+
+/// What [`EbpfKernel::run_steer`] saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteerRun {
+    /// What the program returned: a `TC_ACT_*` value.
+    pub verdict: i32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+    /// Mean time of one run.
+    pub per_run: std::time::Duration,
+}
+
+/// The kernel programs, loaded.
+pub struct EbpfKernel {
+    options: KernelOptions,
+    attach_type: AttachType,
+    programs: Mutex<Ebpf>,
+    tenants: TenantMap,
+    outcomes: PerCpuArray<MapData, u64>,
+    /// One instance of the lookup program for each namespace of the fallback engine.
+    lookups: Mutex<std::collections::HashMap<NetnsCookie, Ebpf>>,
+}
+
+impl EbpfKernel {
+    /// Loads programs and maps; takes over maps an earlier process left, if they fit.
+    ///
+    /// # Errors
+    /// [`KernelError::Load`] with the verifier's words, or [`KernelError::File`].
+    pub fn load(options: KernelOptions) -> Result<Self, KernelError> {
+        super::mounts::ensure_bpffs(&options.bpffs_dir)?;
+        let tenants_pin = options.bpffs_dir.join(names::TENANTS);
+        let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
+        adopt::remove_unfit_map(
+            &tenants_pin,
+            size_of::<Key>(),
+            size_of::<Value>(),
+            options.max_tenants,
+        )?;
+        adopt::remove_unfit_map(
+            &outcomes_pin,
+            size_of::<u32>(),
+            size_of::<u64>(),
+            Outcome::COUNT,
+        )?;
+
+        let (port, v4_only, debug_log) = globals(&options);
+        let mut programs = loader(&port, &v4_only, &debug_log)
+            .map_max_entries(names::TENANTS, options.max_tenants)
+            .map_pin_path(names::TENANTS, &tenants_pin)
+            .map_pin_path(names::OUTCOMES, &outcomes_pin)
+            .load(OBJECT)
+            .map_err(|e| KernelError::Load(chain(&e)))?;
+        if options.debug_log {
+            super::logger::start(&mut programs);
+        }
+        let tenants = take_map(&mut programs, names::TENANTS)?;
+        let tenants = TenantMap::new(tenants, options.max_tenants);
+        let outcomes = take_map(&mut programs, names::OUTCOMES)?;
+        let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
+        steer.load().map_err(|e| KernelError::Load(chain(&e)))?;
+        let attach_type = match KernelVersion::current() {
+            Ok(version) if version >= TCX_SINCE => AttachType::Tcx,
+            _ => AttachType::Clsact,
+        };
+        Ok(Self {
+            options,
+            attach_type,
+            programs: Mutex::new(programs),
+            tenants,
+            outcomes,
+            lookups: Mutex::default(),
+        })
+    }
+
+    /// How devices are attached to on this kernel.
+    #[must_use]
+    pub const fn attach_type(&self) -> AttachType {
+        self.attach_type
+    }
+
+    /// Removes everything of ours from bpffs, which detaches the cgroup hooks.
+    pub fn remove_pins(&self) {
+        for name in CGROUP_HOOKS {
+            adopt::unpin(&self.cgroup_pin(name));
+        }
+        adopt::unpin(&self.options.bpffs_dir.join(names::TENANTS));
+        adopt::unpin(&self.options.bpffs_dir.join(names::OUTCOMES));
+        if let Err(error) = std::fs::remove_dir(&self.options.bpffs_dir) {
+            debug!(%error, dir = %self.options.bpffs_dir.display(), "left the bpffs directory");
+        }
+    }
+
+    /// Removes links that an earlier process pinned for namespaces that are no tenants any more.
+    pub fn remove_orphans(&self, is_tenant: impl Fn(NetnsCookie) -> bool) {
+        adopt::remove_orphan_links(&self.options.bpffs_dir, is_tenant);
+    }
+
+    /// Forgets declarations that an earlier process of ours left for namespaces that are gone, and
+    /// says how many. Declarations written by others are left alone.
+    ///
+    /// # Errors
+    /// [`KernelError::Tenants`].
+    pub fn remove_stale_declarations(
+        &self,
+        is_tenant: impl Fn(NetnsCookie) -> bool,
+    ) -> Result<usize, KernelError> {
+        let mut stale = self.tenants.of_agent();
+        stale.retain(|cookie| !is_tenant(*cookie));
+        stale
+            .iter()
+            .try_for_each(|cookie| self.tenants.withdraw(*cookie))?;
+        Ok(stale.len())
+    }
+
+    /// What each loaded program costs.
+    #[must_use]
+    pub fn program_sizes(&self) -> Vec<ProgramSize> {
+        lock(&self.programs)
+            .programs()
+            .filter_map(|(name, program)| {
+                let info = program.info().ok()?;
+                Some(ProgramSize {
+                    name: name.to_owned(),
+                    verified_instructions: info.verified_instruction_count(),
+                    memory_bytes: info.memory_locked().ok(),
+                })
+            })
+            .collect()
+    }
+
+    /// Runs `steer` on a frame as if it had arrived on the loopback device of the calling thread's
+    /// namespace, `repeat` times: for tests and measurements.
+    ///
+    /// # Errors
+    /// [`KernelError::Load`] with what the kernel said.
+    pub fn run_steer(&self, frame: &[u8], repeat: u32) -> Result<SteerRun, KernelError> {
+        let mut programs = lock(&self.programs);
+        let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
+        let mut out = vec![0; frame.len() + 256];
+        let result = steer
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                repeat,
+                ..TestRunOptions::new()
+            })
+            .map_err(|e| KernelError::Load(chain(&e)))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(SteerRun {
+            verdict: result.return_value.cast_signed(),
+            frame: out,
+            per_run: result.duration,
+        })
+    }
+}
+
+impl Kernel for EbpfKernel {
+    fn attach(&self, cookie: NetnsCookie, device: &Device) -> Result<Attachment, KernelError> {
+        let made_clsact = match self.attach_type {
+            AttachType::Tcx => self.attach_tcx(cookie, device).map(|()| false)?,
+            AttachType::Clsact => self.attach_clsact(device)?,
+        };
+        Ok(Attachment {
+            device: device.clone(),
+            attach_type: self.attach_type,
+            made_clsact,
+        })
+    }
+
+    fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError> {
+        let device = &attachment.device;
+        let error = |reason: String| KernelError::Attach {
+            device: device.name.clone(),
+            reason,
+        };
+        match attachment.attach_type {
+            AttachType::Tcx => {
+                let ours = {
+                    let mut programs = lock(&self.programs);
+                    let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
+                    steer.info().map_err(|e| error(chain(&e)))?.id()
+                };
+                let (_, programs) = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
+                    .map_err(|e| error(chain(&e)))?;
+                Ok(programs.iter().any(|program| program.id() == ours))
+            }
+            AttachType::Clsact => {
+                netlink::has_filter(device.index, names::STEER).map_err(|e| error(e.to_string()))
+            }
+        }
+    }
+
+    fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
+        let device = &attachment.device;
+        match attachment.attach_type {
+            // The pin is all that holds the link.
+            AttachType::Tcx => adopt::unpin(&self.link_pin(cookie, device)),
+            AttachType::Clsact => {
+                // Gone with its device, or deleted by somebody else: either way it is off.
+                if let Err(reason) =
+                    tc::qdisc_detach_program(&device.name, TcAttachType::Ingress, names::STEER)
+                {
+                    debug!(device = device.name, %reason, "no filter of ours to detach");
+                }
+                if attachment.made_clsact && netlink::has_no_filters(device.index).unwrap_or(false)
+                {
+                    netlink::delete_clsact(device.index).map_err(|e| KernelError::Detach {
+                        device: device.name.clone(),
+                        reason: e.to_string(),
+                    })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, cookie: NetnsCookie) {
+        adopt::remove_links_of(&self.options.bpffs_dir, cookie);
+        lock(&self.lookups).remove(&cookie);
+    }
+
+    fn attach_lookup(
+        &self,
+        cookie: NetnsCookie,
+        listener: BorrowedFd<'_>,
+    ) -> Result<(), KernelError> {
+        let error = |reason: String| KernelError::Attach {
+            device: "socket lookup".to_owned(),
+            reason,
+        };
+        let (port, v4_only, debug_log) = globals(&self.options);
+        let mut instance = loader(&port, &v4_only, &debug_log)
+            .map_max_entries(names::TENANTS, 1)
+            .map_pin_path(
+                names::OUTCOMES,
+                self.options.bpffs_dir.join(names::OUTCOMES),
+            )
+            .load(OBJECT)
+            .map_err(|e| KernelError::Load(chain(&e)))?;
+        let mut listeners: SockMap<MapData> = take_map(&mut instance, names::LISTENERS)?;
+        let listener = listener
+            .try_clone_to_owned()
+            .map_err(|e| error(e.to_string()))?;
+        listeners
+            .set(0, &listener, 0)
+            .map_err(|e| error(chain(&e)))?;
+        let lookup: &mut SkLookup = program(&mut instance, names::LOOKUP)?;
+        lookup.load().map_err(|e| error(chain(&e)))?;
+        let netns = File::open("/proc/thread-self/ns/net").map_err(|e| error(e.to_string()))?;
+        // The link lives as long as the instance; it does not hold the namespace.
+        lookup.attach(netns).map_err(|e| error(chain(&e)))?;
+        lock(&self.lookups).insert(cookie, instance);
+        Ok(())
+    }
+
+    fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError> {
+        self.tenants.declare(cookie, tenant)
+    }
+
+    fn withdraw(&self, cookie: NetnsCookie) -> Result<(), KernelError> {
+        self.tenants.withdraw(cookie)
+    }
+
+    fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError> {
+        self.tenants.tenant(cookie)
+    }
+
+    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
+        self.tenants.foreign()
+    }
+
+    fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
+        Outcome::ALL
+            .iter()
+            .map(|outcome| {
+                let per_cpu = self
+                    .outcomes
+                    .get(&outcome.index(), 0)
+                    .map_err(|e| KernelError::Load(chain(&e)))?;
+                Ok((*outcome, per_cpu.iter().sum()))
+            })
+            .collect()
+    }
+}
+
+/// The values behind the object's globals, kept alive while the loader borrows them.
+fn globals(options: &KernelOptions) -> (u16, u8, u8) {
+    (
+        options.listener_port,
+        u8::from(options.listener_v4_only),
+        u8::from(options.debug_log),
+    )
+}
+
+fn loader<'a>(port: &'a u16, v4_only: &'a u8, debug_log: &'a u8) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    loader
+        // Written over with what this program was built with: a mismatch of layouts would have
+        // failed the build, since both sides are built from the same crate.
+        .override_global(names::ABI, &ABI_VERSION, true)
+        .override_global(names::LISTENER_PORT, port, true)
+        .override_global(names::LISTENER_V4_ONLY, v4_only, true)
+        .override_global(names::DEBUG_LOG, debug_log, true);
+    loader
+}
+
+fn take_map<M: TryFrom<aya::maps::Map, Error = MapError>>(
+    programs: &mut Ebpf,
+    name: &str,
+) -> Result<M, KernelError> {
+    let map = programs
+        .take_map(name)
+        .ok_or_else(|| KernelError::Load(format!("the object has no map {name}")))?;
+    M::try_from(map).map_err(|e| KernelError::Load(format!("map {name}: {}", chain(&e))))
+}
+
+fn program<'a, P>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    programs
+        .program_mut(name)
+        .ok_or_else(|| KernelError::Load(format!("the object has no program {name}")))?
+        .try_into()
+        .map_err(|e| KernelError::Load(format!("program {name}: {}", chain(&e))))
+}
+
+/// An error with what caused it, in one line: aya's own messages leave the cause out.
+pub(in crate::kernel) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these; if it did, the maps would still be whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for EbpfKernel {
+    fn drop(&mut self) {
+        if !lock(&self.lookups).is_empty() {
+            warn!("the fallback engine's lookups end with the process");
+        }
+    }
+}

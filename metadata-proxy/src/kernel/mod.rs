@@ -1,0 +1,176 @@
+//! Steering, seen from user space: the one small trait through which the rest of the agent talks to
+//! the kernel programs, and the one module that imports `aya`.
+//!
+//! Whatever is above this module runs in an ordinary test against [`fake::FakeKernel`].
+
+mod adopt;
+mod ebpf;
+mod engine;
+mod facts;
+#[cfg(test)]
+pub(crate) mod fake;
+mod logger;
+mod mounts;
+mod plain;
+
+use std::{io, path::PathBuf};
+
+use metadata_proxy_common::Outcome;
+
+pub use self::{
+    ebpf::{EbpfKernel, KernelOptions, ProgramSize, SteerRun},
+    engine::{AttachType, Decision, Engine, Refusal, choose_engine},
+    facts::{EngineFacts, KernelRelease, Probe},
+    mounts::Mounts,
+    plain::PlainKernel,
+};
+use crate::identity::Tenant;
+
+/// Cookie of a network namespace: never reused while the kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsCookie(pub u64);
+
+impl std::fmt::Display for NetnsCookie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A device inside a tenant namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Device {
+    /// Its name when it was listed.
+    pub name: String,
+    /// Its index in its namespace.
+    pub index: u32,
+}
+
+/// `steer` on one device; undone by [`Kernel::detach`], not by dropping it, so that a crash of the
+/// process leaves a link that the next start adopts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Where.
+    pub device: Device,
+    /// How.
+    pub attach_type: AttachType,
+    /// Whether the `clsact` queueing discipline was made by us.
+    pub made_clsact: bool,
+}
+
+/// What the kernel refused, on what.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Loading the programs or maps failed.
+    #[error("cannot load the kernel programs: {0}")]
+    Load(String),
+    /// A device could not be attached to.
+    #[error("cannot attach steer to device {device}: {reason}")]
+    Attach {
+        /// The device's name.
+        device: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A device could not be detached from.
+    #[error("cannot detach steer from device {device}: {reason}")]
+    Detach {
+        /// The device's name.
+        device: String,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The tenant map refused.
+    #[error("the TENANTS map refused {what}: {reason}")]
+    Tenants {
+        /// What was to be done.
+        what: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The tenant map has no place left.
+    #[error("the TENANTS map is full: raise steering.max_tenants above {max}, then restart")]
+    TenantsFull {
+        /// How many it holds.
+        max: u32,
+    },
+    /// The cgroup hooks could not be attached.
+    #[error("cannot attach the connect hooks to cgroup {cgroup}: {reason}")]
+    Cgroup {
+        /// The cgroup's path.
+        cgroup: PathBuf,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A file under bpffs or a mount could not be made, read or removed.
+    #[error("{what} {path}: {source}")]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What the agent asks of the kernel programs.
+pub trait Kernel: Send + Sync + 'static {
+    /// Attaches `steer` to a device of the namespace the calling thread is in, or adopts what an
+    /// earlier process left there. Idempotent.
+    ///
+    /// # Errors
+    /// [`KernelError::Attach`].
+    fn attach(&self, cookie: NetnsCookie, device: &Device) -> Result<Attachment, KernelError>;
+
+    /// Whether `steer` is still on the device; the calling thread is in its namespace.
+    ///
+    /// # Errors
+    /// [`KernelError::Attach`] when the kernel cannot be asked.
+    fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError>;
+
+    /// Takes `steer` off a device. The calling thread is in its namespace; the device may be gone.
+    ///
+    /// # Errors
+    /// [`KernelError::Detach`].
+    fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError>;
+
+    /// Forgets pinned links of a namespace that is gone, from any thread.
+    fn forget(&self, cookie: NetnsCookie);
+
+    /// Starts the fallback engine's lookup in the calling thread's namespace for one listener.
+    ///
+    /// # Errors
+    /// [`KernelError::Attach`].
+    fn attach_lookup(
+        &self,
+        cookie: NetnsCookie,
+        listener: std::os::fd::BorrowedFd<'_>,
+    ) -> Result<(), KernelError>;
+
+    /// Declares that a namespace belongs to a tenant.
+    ///
+    /// # Errors
+    /// [`KernelError::TenantsFull`] or [`KernelError::Tenants`].
+    fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError>;
+
+    /// Withdraws a declaration; nothing happens if there is none.
+    ///
+    /// # Errors
+    /// [`KernelError::Tenants`].
+    fn withdraw(&self, cookie: NetnsCookie) -> Result<(), KernelError>;
+
+    /// The tenant a namespace belongs to, if it belongs to one.
+    ///
+    /// # Errors
+    /// [`KernelError::Tenants`]; callers fail closed.
+    fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError>;
+
+    /// Declarations that others wrote into the map.
+    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)>;
+
+    /// How packets and connects ended since the counters were made, summed over CPUs.
+    ///
+    /// # Errors
+    /// [`KernelError::Load`] when the counters cannot be read.
+    fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError>;
+}

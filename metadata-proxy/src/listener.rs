@@ -1,0 +1,208 @@
+//! Listening sockets inside tenant namespaces, and what an accepted connection says of itself.
+//!
+//! A listener is bound to the wildcard on the port that Neutron's `REDIRECT` rule names, so that it
+//! serves whether or not that rule is there. What reaches it in any other way than by steering is
+//! refused by [`Caller::dialled_metadata`].
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd, AsRawFd as _},
+};
+
+use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::{kernel::NetnsCookie, netns};
+
+/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// `SO_ORIGINAL_DST` (`linux/netfilter_ipv4.h`), and `IP6T_SO_ORIGINAL_DST`, which is the same.
+const SO_ORIGINAL_DST: i32 = 80;
+
+/// Whether this kernel has IPv6 at all.
+#[must_use]
+pub fn kernel_has_ipv6() -> bool {
+    Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).is_ok()
+}
+
+/// Binds the listener of the namespace the calling thread is in: one dual-stack socket, or an IPv4
+/// one on a kernel without IPv6.
+///
+/// # Errors
+/// What the system says; `EADDRINUSE` when somebody else listens there without `SO_REUSEPORT`.
+pub fn bind(port: u16) -> io::Result<TcpListener> {
+    let any: IpAddr = if kernel_has_ipv6() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    bind_at(SocketAddr::new(any, port))
+}
+
+/// Binds one more address in the namespace the calling thread is in.
+///
+/// # Errors
+/// What the system says.
+pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if let SocketAddr::V6(v6) = &address {
+        socket.set_only_v6(!v6.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    // haproxy sets it too: both can be bound while a node is migrated from one to the other.
+    socket.set_reuse_port(true)?;
+    // Accepted sockets inherit it: answers are written whole.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Reads the cookie of the namespace the calling thread is in.
+///
+/// # Errors
+/// What the system says; kernels before 5.14 do not know cookies.
+pub fn netns_cookie() -> io::Result<NetnsCookie> {
+    netns::cookie_of(Socket::new(
+        Domain::IPV4,
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?)
+}
+
+/// What the kernel says of an accepted connection; nothing here comes from the guest's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Our end, as the connection was accepted.
+    pub local: SocketAddr,
+    /// What the guest dialled, where a `REDIRECT` rule changed it.
+    pub original: Option<SocketAddr>,
+    /// The namespace the connection was accepted in.
+    pub netns: NetnsCookie,
+}
+
+impl Caller {
+    /// Asks the kernel about an accepted connection.
+    ///
+    /// # Errors
+    /// What the system says: without these answers a connection cannot be served.
+    pub fn of(stream: &impl AsFd, peer: SocketAddr, local: SocketAddr) -> io::Result<Self> {
+        let peer = canonical(peer);
+        let local = canonical(local);
+        let netns = netns::cookie_of(stream)?;
+        // Asked only where it matters: on the metadata port the local address is what was dialled.
+        let original = if is_metadata(local) {
+            None
+        } else {
+            original_destination(stream, local)
+        };
+        Ok(Self {
+            peer,
+            local,
+            original,
+            netns,
+        })
+    }
+
+    /// Whether the connection was brought here by steering: the metadata address was dialled, or a
+    /// process of the namespace was sent here over loopback by the connect hooks.
+    #[must_use]
+    pub fn dialled_metadata(&self) -> bool {
+        is_metadata(self.local)
+            || self.original.is_some_and(is_metadata)
+            || (self.local.ip().is_loopback() && self.peer.ip().is_loopback())
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn is_metadata(address: SocketAddr) -> bool {
+    address.port() == METADATA_PORT
+        && match address.ip() {
+            IpAddr::V4(v4) => v4.octets() == METADATA_V4,
+            IpAddr::V6(v6) => v6.octets() == METADATA_V6,
+        }
+}
+
+/// What was dialled before a `REDIRECT` rule changed it; `None` where no rule did.
+fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
+    let level = if local.is_ipv4() {
+        libc::SOL_IP
+    } else {
+        libc::SOL_IPV6
+    };
+    let mut storage = MaybeUninit::<SockAddrStorage>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<SockAddrStorage>()).ok()?;
+    // SAFETY: the buffer is as large as any socket address and `len` says so.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            level,
+            SO_ORIGINAL_DST,
+            storage.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 {
+        return None;
+    }
+    // SAFETY: zeroed at first, then filled by the kernel with an address of length `len`.
+    let address = unsafe { SockAddr::new(storage.assume_init(), len) };
+    address.as_socket().map(canonical)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(local: &str, peer: &str, original: Option<&str>) -> Caller {
+        Caller {
+            peer: peer.parse().unwrap(),
+            local: local.parse().unwrap(),
+            original: original.map(|text| text.parse().unwrap()),
+            netns: NetnsCookie(1),
+        }
+    }
+
+    #[test]
+    fn only_steered_connections_count_as_metadata() {
+        let guest = "10.0.0.5:40000";
+        assert!(caller("169.254.169.254:80", guest, None).dialled_metadata());
+        assert!(caller("[fe80::a9fe:a9fe]:80", "[fe80::1]:4000", None).dialled_metadata());
+        assert!(caller("10.0.0.1:9697", guest, Some("169.254.169.254:80")).dialled_metadata());
+        assert!(caller("127.0.0.1:9697", "127.0.0.1:4000", None).dialled_metadata());
+        assert!(!caller("10.0.0.1:9697", guest, None).dialled_metadata());
+        assert!(!caller("10.0.0.1:9697", guest, Some("10.0.0.1:9697")).dialled_metadata());
+        assert!(!caller("169.254.169.254:9697", guest, None).dialled_metadata());
+        assert!(!caller("169.254.169.254:443", guest, None).dialled_metadata());
+        assert!(!caller("127.0.0.1:9697", guest, None).dialled_metadata());
+    }
+
+    #[test]
+    fn a_connection_over_loopback_tells_its_namespace() {
+        let listener = bind(0).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (stream, peer) = listener.accept().unwrap();
+        let caller = Caller::of(&stream, peer, stream.local_addr().unwrap()).unwrap();
+        assert_eq!(
+            caller.peer,
+            client.local_addr().unwrap(),
+            "mapped addresses are reduced"
+        );
+        assert_eq!(caller.netns, netns::cookie_of(&client).unwrap());
+        assert!(caller.dialled_metadata());
+    }
+}

@@ -1,0 +1,88 @@
+//! Tells that something changed in a namespace; what, is found out by looking.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// `RTNLGRP_LINK`: devices come, go, are renamed.
+const GROUP_LINK: u32 = 1;
+/// `RTNLGRP_TC`: filters and queueing disciplines.
+const GROUP_TC: u32 = 4;
+/// `RTNLGRP_IPV4_IFADDR`.
+const GROUP_IPV4_ADDRESS: u32 = 5;
+/// `RTNLGRP_IPV4_ROUTE`.
+const GROUP_IPV4_ROUTE: u32 = 7;
+/// `RTNLGRP_IPV6_IFADDR`.
+const GROUP_IPV6_ADDRESS: u32 = 9;
+
+/// Subscribed in the namespace of the thread that opened it; read from anywhere.
+pub struct EventSocket(OwnedFd);
+
+impl EventSocket {
+    /// Subscribes to changes of devices, addresses, routes and filters in this namespace.
+    ///
+    /// # Errors
+    /// What netlink says.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        for group in [
+            GROUP_LINK,
+            GROUP_TC,
+            GROUP_IPV4_ADDRESS,
+            GROUP_IPV4_ROUTE,
+            GROUP_IPV6_ADDRESS,
+        ] {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        // SAFETY: the descriptor is duplicated, so that both owners close their own.
+        let fd = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this descriptor for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Registers with the calling thread's runtime and calls `changed` after each burst of changes,
+    /// until the socket fails or the future is dropped.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch the socket.
+    pub async fn watch(self, mut changed: impl FnMut()) -> io::Result<()> {
+        // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) }?;
+        loop {
+            let mut ready = socket.readable().await?;
+            drain(socket.get_ref());
+            ready.clear_ready();
+            changed();
+        }
+    }
+}
+
+/// Reads away whatever is there; what it says does not matter, nor that something was lost.
+fn drain(socket: &OwnedFd) {
+    let mut scratch = [0_u8; 512];
+    loop {
+        // SAFETY: the buffer is valid for its length; a datagram that does not fit is cut.
+        let received = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                scratch.as_mut_ptr().cast(),
+                scratch.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        let overrun =
+            received < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOBUFS);
+        if received <= 0 && !overrun {
+            return;
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Accepts connections of one listener, proves each, and reads its requests.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, error, warn};
+
+use super::{Node, Open, guest_io::GuestIo, request};
+use crate::{
+    admission::ConnectionToken,
+    identity::{GuestAddress, Identity, Refused},
+    listener::Caller,
+    tenants::Service,
+};
+
+/// Pause after the system could not give us a socket, so that others can give theirs back.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// hyper's smallest buffer for a request head, bytes.
+const MIN_HEAD_BYTES: usize = 8192;
+
+/// A guest whose connection was proved and admitted.
+pub(super) struct Guest {
+    pub(super) identity: Identity,
+    pub(super) address: GuestAddress,
+    pub(super) service: Arc<Service>,
+    pub(super) node: Arc<Node>,
+    pub(super) admitted: ConnectionToken,
+}
+
+/// Accepts connections until the tenant is gone or the process stops.
+pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node: Arc<Node>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            error!(%error, tenant = %service.tenant, "cannot watch a listener; tenant not served");
+            return;
+        }
+    };
+    // Held until the last connection is accepted, so that the process waits for those too.
+    let _open = Open::new(&node);
+    loop {
+        tokio::select! {
+            biased;
+            () = service.gone.cancelled() => return,
+            () = node.ends.stopping.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => start(stream, peer, &service, &node),
+                Err(error) => pause_if_exhausted(&error, &node).await,
+            },
+        }
+    }
+    // Nothing is steered here any more, but these guests have been told that they are connected.
+    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    {
+        start(stream, peer, &service, &node);
+    }
+}
+
+/// A guest that is gone already is no trouble; a lack of descriptors or memory is.
+async fn pause_if_exhausted(error: &io::Error, node: &Node) {
+    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    if error
+        .raw_os_error()
+        .is_some_and(|errno| exhausted.contains(&errno))
+    {
+        if node.metrics.accept_failed() {
+            error!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE)");
+        }
+        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+    } else {
+        debug!(%error, "a guest left before it was accepted");
+    }
+}
+
+fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc<Node>) {
+    service.counters.connections.fetch_add(1, Ordering::Relaxed);
+    match prove(&stream, peer, service, node) {
+        Ok(identity) => {
+            let address = GuestAddress::of_peer(peer);
+            let admitted = match node.limits.connect(service.tenant, address) {
+                Ok(admitted) => admitted,
+                Err(refusal) => {
+                    service.counters.refused.fetch_add(1, Ordering::Relaxed);
+                    node.metrics.refused(refusal.label());
+                    debug!(tenant = %service.tenant, guest = %address, %refusal,
+                        "connection refused");
+                    return;
+                }
+            };
+            let guest = Guest {
+                identity,
+                address,
+                service: Arc::clone(service),
+                node: Arc::clone(node),
+                admitted,
+            };
+            let open = Open::new(node);
+            tokio::spawn(async move {
+                serve(stream, guest).await;
+                drop(open);
+            });
+        }
+        Err(refused) => {
+            service.counters.refused.fetch_add(1, Ordering::Relaxed);
+            node.metrics.refused(refused.label());
+            warn!(tenant = %service.tenant, %peer, %refused, "connection refused");
+        }
+    }
+}
+
+/// Step one: who is it?
+fn prove(
+    stream: &TcpStream,
+    peer: SocketAddr,
+    service: &Service,
+    node: &Node,
+) -> Result<Identity, Refused> {
+    let unknown = |error: io::Error| Refused::Unknown(error.to_string());
+    let local = stream.local_addr().map_err(unknown)?;
+    let caller = Caller::of(stream, peer, local).map_err(unknown)?;
+    Identity::prove(&caller, (service.tenant, service.cookie), &*node.kernel)
+}
+
+/// Reads requests and writes answers until either side ends it.
+async fn serve(stream: TcpStream, guest: Guest) {
+    let service = Arc::clone(&guest.service);
+    let node = Arc::clone(&guest.node);
+    service.counters.open.fetch_add(1, Ordering::Relaxed);
+    let settings = service.settings.load();
+    // At most 100 headers, hyper's default, which needs no allocation; haproxy takes 101. Answers are
+    // flushed one by one: hyper would hold back its own 400 while there is more to read.
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        // Covers the wait for the next request as well, which Neutron gives the same time.
+        .header_read_timeout(settings.timeouts.request_head)
+        .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
+        // As everybody writes them; some guests' parsers were never tried with anything else.
+        .title_case_headers(true);
+    let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
+    drop(settings);
+    let guest = &guest;
+    let answer = service_fn(|request: Request<Incoming>| request::answer(guest, request));
+    let mut connection = pin!(http.serve_connection(io, answer));
+    let mut is_ending = false;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => break ended,
+            () = service.gone.cancelled() => break Ok(()),
+            () = node.ends.aborting.cancelled() => break Ok(()),
+            () = node.ends.stopping.cancelled(), if !is_ending => {
+                is_ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        node.metrics.connection_failed(&error);
+        debug!(tenant = %service.tenant, guest = %guest.address, %error, "connection ended early");
+    }
+    service.counters.open.fetch_sub(1, Ordering::Relaxed);
+}

@@ -1,0 +1,108 @@
+//! What workers see of a tenant: enough to serve its guests, nothing that changes the node.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admission::RateLimits,
+    config::TimeoutsConfig,
+    identity::Tenant,
+    kernel::NetnsCookie,
+    upstream::{self, Upstream},
+};
+
+/// How a tenant is served; swapped whole when the configuration changes.
+pub struct Settings {
+    /// Who answers.
+    pub upstream: Arc<Upstream>,
+    /// How long each step may take.
+    pub timeouts: TimeoutsConfig,
+    /// How often a guest may ask, if that is limited.
+    pub rate_limits: Option<RateLimits>,
+    /// Longest request head, bytes.
+    pub head_bytes: usize,
+    /// Longest request body, bytes.
+    pub body_bytes: usize,
+    /// Whether requests are logged.
+    pub log_access: bool,
+}
+
+impl Settings {
+    /// How long the upstream may take.
+    #[must_use]
+    pub const fn upstream_timeouts(&self) -> upstream::Timeouts {
+        upstream::Timeouts {
+            connect: self.timeouts.connect,
+            server: self.timeouts.server,
+        }
+    }
+}
+
+/// What happened for one tenant since it was declared.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections accepted.
+    pub connections: AtomicU64,
+    /// Connections open now.
+    pub open: AtomicU64,
+    /// Connections refused before a byte was read.
+    pub refused: AtomicU64,
+    /// Requests answered, by us or by the upstream.
+    pub requests: AtomicU64,
+}
+
+/// A tenant that is served.
+pub struct Service {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// Cookie of its namespace.
+    pub cookie: NetnsCookie,
+    /// What people call its namespace.
+    pub namespace: String,
+    /// How it is served.
+    pub settings: ArcSwap<Settings>,
+    /// What happened.
+    pub counters: Arc<Counters>,
+    /// Cancelled when the tenant is gone: its connections end at once.
+    pub gone: CancellationToken,
+    may_forward: AtomicBool,
+}
+
+impl Service {
+    /// Makes the service of a tenant whose namespace is set up.
+    #[must_use]
+    pub fn new(
+        tenant: Tenant,
+        cookie: NetnsCookie,
+        namespace: String,
+        settings: Arc<Settings>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            tenant,
+            cookie,
+            namespace,
+            settings: ArcSwap::new(settings),
+            counters,
+            gone: CancellationToken::new(),
+            may_forward: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether requests of its guests may be forwarded; false for a router without an addressed
+    /// internal device.
+    #[must_use]
+    pub fn may_forward(&self) -> bool {
+        self.may_forward.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether requests may be forwarded.
+    pub fn set_may_forward(&self, may: bool) {
+        self.may_forward.store(may, Ordering::Relaxed);
+    }
+}

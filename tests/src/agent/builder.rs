@@ -1,0 +1,185 @@
+//! How the agent is started: its binary, and a configuration that keeps it within its node.
+
+use std::{
+    env, fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::Agent;
+use crate::{node::Node, process::Running};
+
+/// Names the binary when it is not beside the test.
+pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
+
+/// Finds the agent's binary: where the variable says, else in the target directory of the running
+/// program.
+///
+/// # Errors
+/// It has not been built.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os(BINARY_VARIABLE) {
+        return Ok(path.into());
+    }
+    let own = env::current_exe().context("where is this program?")?;
+    // A test is in target/<profile>/deps, xtask in target/<profile>.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join("metadata-proxy"))
+        .find(|path| path.is_file())
+        .context("metadata-proxy has not been built; run the tests with `cargo xtask test`")
+}
+
+/// How the agent is to be started.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    node: Node,
+    binary: Option<PathBuf>,
+    settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+}
+
+impl Builder {
+    pub(super) fn new(node: &Node) -> Self {
+        let path = |path: &Path| quoted(&path.display().to_string());
+        Self {
+            node: node.clone(),
+            binary: None,
+            settings: vec![],
+            environment: vec![],
+        }
+        .set("discovery.netns_dir", path(&node.netns_dir()))
+        .set("steering.bpffs_dir", path(&bpffs_dir(node)))
+        .set("steering.cgroup", path(node.cgroup()))
+        .set("admin.socket", path(&admin_socket(node)))
+        .set(
+            "admin.register_socket",
+            path(&node.directory().join("register.sock")),
+        )
+        .set("log.level", quoted("debug"))
+    }
+
+    /// Uses this binary.
+    #[must_use]
+    pub fn binary(mut self, path: &Path) -> Self {
+        self.binary = Some(path.to_owned());
+        self
+    }
+
+    /// Sets a key of the configuration: `limits.connections`, and its value as TOML has it.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl fmt::Display) -> Self {
+        self.settings.retain(|(its, _)| its != key);
+        self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Sets an environment variable of the agent.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sends requests to the metadata agent at this unix socket.
+    #[must_use]
+    pub fn upstream_agent(self, socket: &Path) -> Self {
+        self.set("upstream.kind", quoted("agent")).set(
+            "upstream.agent.socket",
+            quoted(&socket.display().to_string()),
+        )
+    }
+
+    /// Sends requests to an HTTP server.
+    #[must_use]
+    pub fn upstream_http(self, address: &str) -> Self {
+        self.set("upstream.kind", quoted("http"))
+            .set("upstream.http.address", quoted(address))
+    }
+
+    /// Lets the agent answer by itself from this file of instances.
+    #[must_use]
+    pub fn upstream_embedded(self, file: &Path) -> Self {
+        self.set("upstream.kind", quoted("embedded")).set(
+            "upstream.embedded.file",
+            quoted(&file.display().to_string()),
+        )
+    }
+
+    /// Writes the configuration and returns its path.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_configuration(&self) -> Result<PathBuf> {
+        let path = self.node.directory().join("metadata-proxy.toml");
+        let lines: Vec<_> = self
+            .settings
+            .iter()
+            .map(|(key, value)| {
+                format!(
+                    "{key} = {value}
+"
+                )
+            })
+            .collect();
+        fs::write(&path, lines.concat())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Starts the agent and waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// It ended, or is not ready in time; the message has its log.
+    pub fn start(self) -> Result<Agent> {
+        let mut agent = self.start_unready()?;
+        match agent.wait_ready() {
+            Ok(()) => Ok(agent),
+            Err(error) => Err(error.context(format!("the agent's log:\n{}", agent.log()))),
+        }
+    }
+
+    /// Starts the agent without waiting.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_unready(self) -> Result<Agent> {
+        let configuration = self.write_configuration()?;
+        let binary = self.binary.map_or_else(binary, Ok)?;
+        let mut command = Command::new(&binary);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&configuration)
+            .envs(self.environment);
+        self.node.enter_cgroup(&mut command)?;
+        let log = self.node.directory().join("metadata-proxy.log");
+        let running = Running::start("metadata-proxy", &mut command, &log)?;
+        let admin = admin_socket(&self.node);
+        Ok(Agent {
+            running,
+            binary,
+            configuration,
+            admin,
+        })
+    }
+}
+
+/// Where the agent pins its maps and links: below the bpffs, which is the node's.
+#[must_use]
+pub fn bpffs_dir(node: &Node) -> PathBuf {
+    node.bpffs().join("metadata-proxy")
+}
+
+pub(super) fn admin_socket(node: &Node) -> PathBuf {
+    node.directory().join("admin.sock")
+}
+
+/// A TOML string.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}

@@ -1,0 +1,251 @@
+//! The haproxy that Neutron starts for each tenant, or whatever stands in for it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use uuid::Uuid;
+
+use crate::{
+    neutron,
+    node::Node,
+    process::{is_alive, kill_and_wait, pid, run},
+    subnet::METADATA_V6_ADDRESS,
+    tenant::{Kind, TenantFixture},
+    wait::{wait_for, wait_until},
+};
+
+/// How long Neutron waits after SIGTERM (its `SIGTERM_TIMEOUT`).
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Limits by source address, as Neutron configures them.
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimit {
+    /// 4 or 6; Neutron does not know both at once.
+    pub ip_version: u8,
+    /// Length of the base window.
+    pub base_window_seconds: u32,
+    /// Requests allowed within it.
+    pub base_limit: u32,
+    /// Length of the burst window.
+    pub burst_window_seconds: u32,
+    /// Requests allowed within it.
+    pub burst_limit: u32,
+}
+
+/// How a proxy is to be started.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    program: PathBuf,
+    rate_limit: Option<RateLimit>,
+}
+
+impl Builder {
+    /// Starts this program instead of the `haproxy` found first on PATH.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Limits requests.
+    #[must_use]
+    pub const fn rate_limit(mut self, limit: RateLimit) -> Self {
+        self.rate_limit = Some(limit);
+        self
+    }
+
+    /// Writes the configuration and starts the proxy as Neutron does: success of the command means
+    /// that requests are served.
+    ///
+    /// `agent` is the metadata agent's socket.
+    ///
+    /// # Errors
+    /// It did not start, or Neutron would not recognise it.
+    pub fn start(self, node: &Node, tenant: &TenantFixture, agent: &Path) -> Result<Haproxy> {
+        let state = node.directory().join("state");
+        let (configs, pids) = match tenant.kind {
+            Kind::OvnNetwork => (
+                state.join("ovn-metadata-proxy"),
+                state.join("external/pids"),
+            ),
+            Kind::Router | Kind::Network => {
+                (state.join("ns-metadata-proxy"), state.join("external/pids"))
+            }
+        };
+        for directory in [&configs, &pids] {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let config = configs.join(format!("{}.conf", tenant.id));
+        let pid_file = pids.join(format!("{}.pid.haproxy", tenant.id));
+        let text = configuration(tenant, agent, &pid_file, self.rate_limit.as_ref());
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        let mut command: Command = tenant.netns.command(&self.program)?;
+        node.enter_cgroup(&mut command)?;
+        run(command.arg("-f").arg(&config))?;
+        let pid = wait_for("a pid in the pid file", ENDS_WITHIN, || {
+            Ok(fs::read_to_string(&pid_file)
+                .ok()
+                .and_then(|text| text.trim().parse().ok()))
+        })?;
+        let proxy = Haproxy {
+            pid,
+            pid_file,
+            config,
+        };
+        if !proxy.is_active(tenant.id) {
+            bail!(
+                "process {pid} has no {} on its command line: not taken for ours",
+                tenant.id
+            );
+        }
+        Ok(proxy)
+    }
+}
+
+/// A proxy of one tenant; ended when dropped.
+#[derive(Debug)]
+pub struct Haproxy {
+    pid: u32,
+    pid_file: PathBuf,
+    config: PathBuf,
+}
+
+impl Haproxy {
+    /// Begins a proxy without limits.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder {
+            program: PathBuf::from("haproxy"),
+            rate_limit: None,
+        }
+    }
+
+    /// Its process id, as it wrote it.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    /// Whether Neutron would take it for alive: the process is there and has the tenant's UUID on
+    /// its command line.
+    #[must_use]
+    pub fn is_active(&self, tenant: Uuid) -> bool {
+        fs::read(format!("/proc/{}/cmdline", self.pid))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&tenant.to_string()))
+    }
+
+    /// Ends it as Neutron does.
+    ///
+    /// # Errors
+    /// It is there still five seconds after SIGTERM.
+    pub fn stop(&self) -> Result<()> {
+        if is_alive(self.pid) {
+            kill(pid(self.pid)?, Signal::SIGTERM).context("cannot signal the proxy")?;
+        }
+        wait_until("the end of the proxy", ENDS_WITHIN, || !is_alive(self.pid))
+    }
+}
+
+impl Drop for Haproxy {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop().or_else(|_| kill_and_wait(&[self.pid])) {
+            eprintln!("cannot end the proxy {}: {error:#}", self.pid);
+        }
+        for file in [&self.pid_file, &self.config] {
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+/// The configuration as Neutron's agents write it (`neutron.common.metadata`, and the drivers of
+/// the L3, DHCP and OVN agents).
+fn configuration(
+    tenant: &TenantFixture,
+    agent: &Path,
+    pid_file: &Path,
+    limit: Option<&RateLimit>,
+) -> String {
+    let id = tenant.id;
+    let bind = match tenant.kind {
+        Kind::Router => format!("    bind :::{}\n", neutron::METADATA_PORT),
+        Kind::Network | Kind::OvnNetwork => {
+            let v6 = tenant.subnets.first().map_or_else(String::new, |subnet| {
+                format!(
+                    "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
+                    subnet.device
+                )
+            });
+            format!("    bind 169.254.169.254:80\n{v6}")
+        }
+    };
+    let header = match tenant.kind {
+        Kind::Router => format!(
+            "    http-request del-header X-Neutron-Network-ID\n    \
+             http-request set-header X-Neutron-Router-ID {id}\n"
+        ),
+        Kind::Network => format!(
+            "    http-request del-header X-Neutron-Router-ID\n    \
+             http-request set-header X-Neutron-Network-ID {id}\n"
+        ),
+        Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
+    };
+    let (tables, limits) = limit.map_or_else(Default::default, rate_limits);
+    let (pid_file, agent) = (pid_file.display(), agent.display());
+    format!(
+        "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+         user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
+         daemon\n\n\
+         defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
+         option http-server-close\n    option forwardfor\n    retries 3\n    \
+         timeout http-request 30s\n    timeout connect 30s\n    timeout client 32s\n    \
+         timeout server 32s\n    timeout http-keep-alive 30s\n\n\
+         {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
+    )
+}
+
+/// The stick tables of the limits, and the rules that use them.
+fn rate_limits(limit: &RateLimit) -> (String, String) {
+    let kind = if limit.ip_version == 6 { "ipv6" } else { "ip" };
+    let expire = limit.base_window_seconds.max(limit.burst_window_seconds);
+    let windows = [
+        (
+            "base_rate_limiter",
+            limit.base_window_seconds,
+            limit.base_limit,
+        ),
+        (
+            "burst_rate_limiter",
+            limit.burst_window_seconds,
+            limit.burst_limit,
+        ),
+    ];
+    let tables = windows.iter().map(|(table, window, _)| {
+        format!(
+            "backend {table}\n    stick-table type {kind} size 10k expire {expire}s store \
+             http_req_rate({window}s)\n\n"
+        )
+    });
+    let rules = windows
+        .iter()
+        .enumerate()
+        .map(|(counter, (table, _, allowed))| {
+            format!(
+                "    http-request track-sc{counter} src table {table}\n    \
+             http-request deny deny_status 429 if {{ src_http_req_rate({table}) gt {allowed} }}\n"
+            )
+        });
+    (tables.collect(), rules.collect())
+}

@@ -1,0 +1,144 @@
+//! `cargo xtask lint`: format, lints, documentation, licences, and what is committed.
+
+mod paths;
+
+use std::{process::Command, time::Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+use crate::{
+    bpf_toolchain::{TOOLS, Toolchain},
+    setup::{self, ENDIAN, Purpose},
+    step::{self, seconds},
+    workspace,
+};
+
+type Check = (&'static str, fn() -> Result<()>);
+
+/// The workspace, and the kernel programs, which are one of their own.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", "metadata-proxy-ebpf/Cargo.toml"];
+
+const CHECKS: &[Check] = &[
+    ("format", format),
+    ("lock files", lock_files),
+    ("machine paths", paths::check),
+    ("licences, advisories, duplicates", deny),
+    ("clippy for the kernel", clippy_kernel),
+    ("clippy", clippy),
+    ("documentation", documentation),
+];
+
+/// Runs the verb: every check, whatever became of those before.
+pub(crate) fn run() -> Result<()> {
+    setup::ensure(Purpose::Lint)?;
+    let mut failed = Vec::new();
+    for (name, check) in CHECKS {
+        println!("--- {name}");
+        let start = Instant::now();
+        let result = check();
+        let elapsed = seconds(start.elapsed());
+        match result {
+            Ok(()) => println!("    ok ({elapsed})"),
+            Err(error) => {
+                eprintln!("{name}: {error:#}");
+                failed.push(*name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("lint: {} failed", failed.join(", "));
+    }
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    for manifest in MANIFESTS {
+        step::run(workspace::cargo("fmt").args(["--manifest-path", manifest, "--all", "--check"]))?;
+    }
+    Ok(())
+}
+
+/// What is committed is what is built: no lock file is changed by building.
+fn lock_files() -> Result<()> {
+    for manifest in MANIFESTS {
+        step::run(workspace::cargo("fetch").args([
+            "--quiet",
+            "--locked",
+            "--manifest-path",
+            manifest,
+        ]))?;
+    }
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    step::run(workspace::cargo("clippy").args([
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny=warnings",
+    ]))
+}
+
+fn clippy_kernel() -> Result<()> {
+    let root = workspace::root();
+    let toolchain = Toolchain::find(&root, ENDIAN)
+        .map_err(|missing| anyhow!("{missing}; run `cargo xtask setup`"))?;
+    step::run(
+        toolchain
+            .cargo("clippy", std::env::consts::ARCH)
+            .args(["--quiet", "--release", "--target-dir"])
+            .arg(workspace::target_dir().join("bpf-clippy"))
+            .args(["--", "--deny=warnings"])
+            .current_dir(root.join("metadata-proxy-ebpf")),
+    )
+}
+
+fn documentation() -> Result<()> {
+    step::run(
+        workspace::cargo("doc")
+            .args([
+                "--quiet",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .env("RUSTDOCFLAGS", "--deny=warnings"),
+    )
+}
+
+/// Advisories need a database from a repository that not every machine reaches; where it cannot be
+/// fetched they are not checked, and that is said.
+fn deny() -> Result<()> {
+    for manifest in MANIFESTS {
+        step::run(cargo_deny(manifest).args(["check", "bans", "licenses", "sources"]))?;
+    }
+    let fetched = cargo_deny(MANIFESTS[0])
+        .args(["fetch", "db"])
+        .output()
+        .context("cannot start cargo-deny")?
+        .status
+        .success();
+    if !fetched {
+        println!("    the advisory database cannot be fetched here: advisories not checked");
+        return Ok(());
+    }
+    for manifest in MANIFESTS {
+        step::run(cargo_deny(manifest).args(["check", "--disable-fetch", "advisories"]))?;
+    }
+    Ok(())
+}
+
+fn cargo_deny(manifest: &str) -> Command {
+    let own = workspace::root().join(TOOLS).join("bin/cargo-deny");
+    let mut command = if own.exists() {
+        let mut command = Command::new(own);
+        command.current_dir(workspace::root());
+        command
+    } else {
+        workspace::cargo("deny")
+    };
+    command.args(["--log-level", "error", "--manifest-path", manifest]);
+    command
+}

@@ -1,0 +1,79 @@
+//! No file that is committed names a path of the machine it was written on.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::workspace;
+
+/// Folders that only a particular machine has. Written in halves, or this file would name them.
+const FOLDERS: &[&str] = &[
+    concat!("/ro", "ot/"),
+    concat!("/ho", "me/"),
+    concat!("/wo", "rk/"),
+    concat!("/Us", "ers/"),
+    concat!("/tmp", "/w/"),
+];
+
+/// Fails with every place that names one.
+pub(super) fn check() -> Result<()> {
+    let root = workspace::root();
+    let output = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(&root)
+        .output()
+        .context("cannot start git")?;
+    if !output.status.success() {
+        bail!(
+            "git ls-files failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    let listed = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    let mut places = Vec::new();
+    for name in listed.split_terminator('\0') {
+        // One that was deleted but is still listed, or that is not text, names nothing.
+        let Ok(text) = fs::read_to_string(root.join(name)) else {
+            continue;
+        };
+        places.extend(named_in(Path::new(name), &text));
+    }
+    if !places.is_empty() {
+        bail!(
+            "these name a machine's own folders:\n  {}",
+            places.join("\n  ")
+        );
+    }
+    Ok(())
+}
+
+fn named_in(name: &Path, text: &str) -> Vec<String> {
+    let names_one = |line: &str| {
+        FOLDERS.iter().any(|folder| {
+            line.match_indices(folder).any(|(start, _)| {
+                // `a/home/b` is a path below `a`, not a machine's.
+                !line[..start].ends_with(|c: char| c.is_alphanumeric() || "_-.".contains(c))
+            })
+        })
+    };
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| names_one(line))
+        .map(|(index, line)| format!("{}:{}: {}", name.display(), index + 1, line.trim()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_found_and_its_namesake_further_down_is_not() {
+        let text = format!("a\nsee {}x\n", FOLDERS[1]);
+        assert_eq!(
+            named_in(Path::new("f"), &text),
+            [format!("f:2: see {}x", FOLDERS[1])]
+        );
+        assert!(named_in(Path::new("f"), &format!("src{}x", FOLDERS[1])).is_empty());
+    }
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask setup`: finds what building, testing and linting need, and installs what is
+//! missing.
+//!
+//! It can be called again at any time. Debian packages need root; without, it says what to run.
+
+mod bpf;
+mod debian;
+mod deny;
+
+use anyhow::{Result, bail};
+
+pub(crate) use self::bpf::ENDIAN;
+
+/// What something is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Purpose {
+    /// Building, the kernel programs included
+    Build,
+    /// The tests that need root, and the demo
+    Test,
+    /// The checks; one of the tools takes minutes to build
+    Lint,
+}
+
+/// Installs what is missing, or says what to run.
+#[derive(clap::Args, Debug)]
+pub(crate) struct SetupArgs {
+    /// What to set up for
+    #[arg(value_enum, default_values = ["build", "test"])]
+    purposes: Vec<Purpose>,
+}
+
+/// What became of one needed thing.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// It was there.
+    Present(String),
+    /// It has just been installed.
+    Installed(String),
+    /// It is missing; this is what to do.
+    Needed(String),
+}
+
+/// One needed thing, and what became of it.
+struct Item {
+    name: &'static str,
+    found: Found,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &SetupArgs) -> Result<()> {
+    let items = set_up(&args.purposes)?;
+    for item in &items {
+        let (word, detail) = match &item.found {
+            Found::Present(detail) => ("present", detail),
+            Found::Installed(detail) => ("installed", detail),
+            Found::Needed(detail) => ("needed", detail),
+        };
+        println!("{word:<10} {:<14} {detail}", item.name);
+    }
+    fail_if_needed(&items)
+}
+
+/// Sets up for another verb: says nothing unless something was missing.
+pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
+    let items = set_up(&[purpose])?;
+    for item in &items {
+        if let Found::Installed(detail) = &item.found {
+            println!("installed {}: {detail}", item.name);
+        }
+    }
+    fail_if_needed(&items)
+}
+
+fn fail_if_needed(items: &[Item]) -> Result<()> {
+    let needed: Vec<_> = items
+        .iter()
+        .filter_map(|item| match &item.found {
+            Found::Needed(detail) => Some(format!("{}: {detail}", item.name)),
+            Found::Present(_) | Found::Installed(_) => None,
+        })
+        .collect();
+    if !needed.is_empty() {
+        bail!("something is missing:\n  {}", needed.join("\n  "));
+    }
+    Ok(())
+}
+
+fn set_up(purposes: &[Purpose]) -> Result<Vec<Item>> {
+    let mut packages = debian::Packages::default();
+    let mut items = Vec::new();
+    if purposes.contains(&Purpose::Test) {
+        items.push(Item {
+            name: "test programs",
+            found: packages.ensure(debian::TEST_PROGRAMS)?,
+        });
+    }
+    items.extend(bpf::toolchain(&mut packages)?);
+    if purposes.contains(&Purpose::Lint) {
+        items.push(Item {
+            name: "BPF clippy",
+            found: bpf::clippy(&mut packages)?,
+        });
+        items.push(Item {
+            name: "cargo-deny",
+            found: deny::cargo_deny()?,
+        });
+    }
+    Ok(items)
+}

@@ -1,0 +1,263 @@
+//! `cargo xtask vm-test`: the namespace tests in virtual machines, one for each kernel.
+//!
+//! Everything is fetched as Debian packages, verified, and kept in `.cache/vm`; nothing is
+//! installed. The verdict on a kernel is taken from the result lines of its guest alone.
+
+mod apt;
+mod command;
+mod cpio;
+mod guest;
+mod kernels;
+mod modules;
+mod outcome;
+mod payload;
+mod qemu;
+mod suite;
+mod table;
+mod variant;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use metadata_proxy_vm_init::manifest::{self, Cgroups, Manifest, Test};
+
+pub(crate) use self::guest::{VmGuestArgs, run as run_guest};
+use self::kernels::Kernel;
+use self::outcome::Outcome;
+use self::payload::Payload;
+use self::qemu::{Accel, Machine, Qemu};
+use self::suite::TestProgram;
+use self::table::Column;
+use self::variant::Variant;
+
+/// Enough for the initramfs twice, packed and unpacked, and a thousand namespaces.
+const MEMORY_MIB: u32 = 2048;
+
+/// Runs the namespace tests in virtual machines, one for each kernel.
+#[derive(clap::Args, Debug)]
+pub(crate) struct VmTestArgs {
+    /// A kernel series (5.10, 6.1, 6.12, ...) or `newest`; may be repeated
+    #[arg(long = "kernel", value_name = "SERIES",
+        default_values = ["5.10", "6.1", "6.12", "6.18", "newest"])]
+    kernels: Vec<String>,
+    /// A condition of the guest, or `all` of them; may be repeated
+    #[arg(long = "variant", value_name = "NAME", default_values = ["plain"])]
+    variants: Vec<String>,
+    /// Runs only the test functions whose names contain this
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Runs this executable instead of the namespace tests; may be repeated
+    #[arg(long = "test", value_name = "PROGRAM")]
+    tests: Vec<PathBuf>,
+    /// Seconds that one test program may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+    /// How the guest's processor is had
+    #[arg(long, value_enum, default_value_t)]
+    accel: Accel,
+    /// Shows all that the guests print, not only result lines
+    #[arg(long)]
+    verbose: bool,
+}
+
+/// Boots every kernel under every condition asked for, and fails when one of them failed.
+pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let variants = Variant::parse(&args.variants)?;
+    qemu::ensure_usable(args.accel)?;
+    let workspace = workspace();
+    let cache = workspace.join(".cache/vm");
+
+    let qemu = Qemu::fetch(&cache)?;
+    let kernels = kernels::fetch(&cache, &args.kernels)?;
+    let scratch = tempfile::tempdir().context("creating a folder for the initramfs")?;
+    let tests = programs(&workspace, &args.tests)?;
+    let base = base_archive(&workspace, &tests, scratch.path())?;
+    eprintln!(
+        "{}; initramfs {} MiB; ready after {:.1} s",
+        qemu.version()?,
+        base.len() / (1024 * 1024),
+        begun.elapsed().as_secs_f64()
+    );
+
+    let bench = Bench {
+        args,
+        qemu,
+        cache,
+        scratch: scratch.path(),
+        base,
+        tests: &tests,
+    };
+    let mut columns = Vec::new();
+    for kernel in &kernels {
+        for variant in &variants {
+            columns.push(bench.guest(kernel, *variant)?);
+        }
+    }
+    let names: Vec<_> = tests.iter().map(|test| test.name.clone()).collect();
+    println!("{}", table::render(&names, &columns));
+    println!(
+        "{} guests in {:.1} s",
+        columns.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    let failed: Vec<_> = columns
+        .iter()
+        .filter(|column| !column.outcome.passed())
+        .map(|column| column.title.as_str())
+        .collect();
+    ensure!(failed.is_empty(), "failed in guests: {}", failed.join(", "));
+    Ok(())
+}
+
+/// What all guests of one run share.
+struct Bench<'a> {
+    args: &'a VmTestArgs,
+    qemu: Qemu,
+    cache: PathBuf,
+    scratch: &'a Path,
+    base: Vec<u8>,
+    tests: &'a [TestProgram],
+}
+
+impl Bench<'_> {
+    fn guest(&self, kernel: &Kernel, variant: Variant) -> anyhow::Result<Column> {
+        let title = match variant {
+            Variant::Plain => kernel.series.clone(),
+            other => format!("{} {}", kernel.series, other.name()),
+        };
+        let modules = modules::pack(&kernel.modules)?;
+        let mut manifest = self.manifest(modules.order);
+        variant.apply(&mut manifest);
+
+        let mut told = cpio::Archive::default();
+        told.file(manifest::PATH, 0o644, &serde_json::to_vec(&manifest)?)?;
+        let initrd = self.scratch.join("initrd");
+        let archives = [self.base.as_slice(), &modules.archive, &told.finish()?].concat();
+        fs::write(&initrd, archives).context("writing the initramfs")?;
+
+        let log = self
+            .cache
+            .join("logs")
+            .join(format!("{}.log", title.replace(' ', "-")));
+        eprintln!("booting {} ({title})", kernel.release);
+        let machine = Machine {
+            accel: self.args.accel,
+            memory_mib: MEMORY_MIB,
+            kernel: kernel.image.clone(),
+            initrd,
+            command_line: "console=ttyS0 rdinit=/init panic=-1 loglevel=5 mitigations=off"
+                .to_owned(),
+            namespace: None,
+            devices: Vec::new(),
+        };
+        let running = self.qemu.boot(&machine, &log)?;
+        let outcome = Outcome::follow(&running, &manifest, &kernel.release, |line| {
+            if self.args.verbose || line.starts_with("VMTEST") {
+                eprintln!("[{title}] {line}");
+            }
+        });
+        drop(running);
+        self.explain(&title, &outcome, &log);
+        Ok(Column { title, outcome })
+    }
+
+    fn manifest(&self, modules: Vec<PathBuf>) -> Manifest {
+        let environment = [
+            ("HOME", "/root"),
+            ("PATH", "/usr/sbin:/usr/bin"),
+            ("RUST_BACKTRACE", "1"),
+            ("TMPDIR", "/tmp"),
+        ];
+        Manifest {
+            modules,
+            cgroups: Cgroups::Unified,
+            bpffs: true,
+            sysctls: BTreeMap::new(),
+            without_capabilities: Vec::new(),
+            environment: environment
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            tests: self
+                .tests
+                .iter()
+                .map(|test| Test {
+                    name: test.name.clone(),
+                    program: program_path(&test.name).into(),
+                    arguments: std::iter::once("--include-ignored".to_owned())
+                        .chain(self.args.filter.clone())
+                        .collect(),
+                    timeout_seconds: self.args.timeout,
+                })
+                .collect(),
+        }
+    }
+
+    /// Shows the console of a guest that failed, unless it was shown already.
+    fn explain(&self, title: &str, outcome: &Outcome, log: &Path) {
+        if outcome.passed() {
+            return;
+        }
+        if !self.args.verbose {
+            let console = fs::read_to_string(log).unwrap_or_else(|error| error.to_string());
+            eprintln!(
+                "---- console of {title} ({}) ----\n{console}----",
+                log.display()
+            );
+        }
+        for test in outcome.tests.iter().filter(|test| !test.passed) {
+            eprintln!(
+                "[{title}] {} failed: {}",
+                test.name,
+                test.functions.failed.join(" ")
+            );
+        }
+        if let Some(why) = &outcome.failure {
+            eprintln!("[{title}] {why}");
+        }
+    }
+}
+
+fn program_path(name: &str) -> String {
+    format!("/tests/{name}")
+}
+
+/// The test programs asked for, or those of the workspace.
+fn programs(workspace: &Path, named: &[PathBuf]) -> anyhow::Result<Vec<TestProgram>> {
+    if named.is_empty() {
+        return suite::tests(workspace, "metadata-proxy-vm-init");
+    }
+    named
+        .iter()
+        .map(|path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let name = name.with_context(|| format!("{} has no name", path.display()))?;
+            Ok(TestProgram {
+                name: name.to_owned(),
+                path: path.clone(),
+            })
+        })
+        .collect()
+}
+
+fn base_archive(
+    workspace: &Path,
+    tests: &[TestProgram],
+    scratch: &Path,
+) -> anyhow::Result<Vec<u8>> {
+    let mut payload = Payload::new(&suite::init(workspace)?)?;
+    for test in tests {
+        let small = payload::stripped(&test.path, scratch)?;
+        payload.program(&program_path(&test.name), &small)?;
+    }
+    payload.finish()
+}
+
+/// The root of the repository that this xtask was built from.
+fn workspace() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_path_buf()
+}
