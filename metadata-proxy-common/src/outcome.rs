@@ -72,7 +72,10 @@ const _: () = assert!(Outcome::ALL.len() == Outcome::COUNT as usize);
 const _: () = {
     let mut index = 0;
     while index < Outcome::ALL.len() {
-        assert!(Outcome::ALL[index] as usize == index, "outcomes must be numbered in order");
+        assert!(
+            Outcome::ALL[index] as usize == index,
+            "outcomes must be numbered in order"
+        );
         index += 1;
     }
 };

@@ -164,26 +164,38 @@ impl Tuple {
             dport: u16::from_ne_bytes(tcp.destination),
         };
         tuple.__bindgen_anon_1.ipv4 = ipv4;
-        Self { tuple, len: TUPLE_V4_LEN }
+        Self {
+            tuple,
+            len: TUPLE_V4_LEN,
+        }
     }
 
     /// Of an IPv6 segment.
     #[inline(always)]
     pub(crate) fn v6(ip: &Ipv6Header, tcp: &TcpHeader) -> Self {
-        Self::of_words(words(ip.source), words(ip.destination), tcp.source, tcp.destination)
+        Self::of_words(
+            words(ip.source),
+            words(ip.destination),
+            tcp.source,
+            tcp.destination,
+        )
     }
 
     #[inline(always)]
     fn of_words(saddr: [u32; 4], daddr: [u32; 4], sport: [u8; 2], dport: [u8; 2]) -> Self {
         // SAFETY: a tuple is integers; zero is a value.
         let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-        tuple.__bindgen_anon_1.ipv6 = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr,
-            daddr,
-            sport: u16::from_ne_bytes(sport),
-            dport: u16::from_ne_bytes(dport),
-        };
-        Self { tuple, len: TUPLE_V6_LEN }
+        tuple.__bindgen_anon_1.ipv6 =
+            aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr,
+                daddr,
+                sport: u16::from_ne_bytes(sport),
+                dport: u16::from_ne_bytes(dport),
+            };
+        Self {
+            tuple,
+            len: TUPLE_V6_LEN,
+        }
     }
 }
 
@@ -255,7 +267,10 @@ pub(crate) fn look_up<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a
             0,
         )
     };
-    NonNull::new(sock).map(|sock| Socket { sock, lookup: PhantomData })
+    NonNull::new(sock).map(|sock| Socket {
+        sock,
+        lookup: PhantomData,
+    })
 }
 
 /// Finds the listener for a segment.
@@ -280,7 +295,10 @@ pub(crate) fn look_up_listener<'a>(
         // SAFETY: a tuple is integers; zero is a value.
         let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
         tuple.__bindgen_anon_1.ipv4 = sought;
-        Tuple { tuple, len: TUPLE_V4_LEN }
+        Tuple {
+            tuple,
+            len: TUPLE_V4_LEN,
+        }
     } else {
         // The source port is kept so that a group of listeners spreads; addresses do not matter to
         // a wildcard socket. An open connection can not match: nobody is connected from `::`.

@@ -67,7 +67,11 @@ fn steer_segment(
 
 #[inline(always)]
 fn assign(ctx: &TcContext, socket: &Socket<'_>, outcome: Outcome) -> Outcome {
-    let outcome = if socket.assign(ctx) { outcome } else { Outcome::PassedAssignRefused };
+    let outcome = if socket.assign(ctx) {
+        outcome
+    } else {
+        Outcome::PassedAssignRefused
+    };
     if globals::debug_log() {
         debug!(ctx, "steer: {}", outcome.label());
     }

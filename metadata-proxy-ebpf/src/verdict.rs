@@ -13,7 +13,9 @@ const ALLOW: i32 = 1;
 
 /// Verdict for a frame. `None`: not metadata traffic, which is not even counted.
 pub(crate) fn classify(outcome: Option<Outcome>) -> i32 {
-    let Some(outcome) = outcome else { return TC_ACT_UNSPEC };
+    let Some(outcome) = outcome else {
+        return TC_ACT_UNSPEC;
+    };
     maps::count(outcome);
     match outcome {
         SteeredEstablished | SteeredSyn | SteeredSyncookie => TC_ACT_OK as i32,

@@ -46,7 +46,11 @@ pub fn bind(port: u16) -> io::Result<TcpListener> {
 /// # Errors
 /// What the system says.
 pub fn bind_at(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     let mut address = address;
     if let SocketAddr::V6(v6) = &mut address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
@@ -70,7 +74,11 @@ pub fn bind_at(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpLi
 /// # Errors
 /// What the system says; kernels before 5.14 do not know cookies.
 pub fn netns_cookie() -> io::Result<NetnsCookie> {
-    netns::cookie_of(Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?)
+    netns::cookie_of(Socket::new(
+        Domain::IPV4,
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?)
 }
 
 /// What the kernel says of an accepted connection; nothing here comes from the guest's bytes.
@@ -96,9 +104,17 @@ impl Caller {
         let local = canonical(local);
         let netns = netns::cookie_of(stream)?;
         // Asked only where it matters: on the metadata port the local address is what was dialled.
-        let original =
-            if is_metadata(local) { None } else { original_destination(stream, local) };
-        Ok(Self { peer, local, original, netns })
+        let original = if is_metadata(local) {
+            None
+        } else {
+            original_destination(stream, local)
+        };
+        Ok(Self {
+            peer,
+            local,
+            original,
+            netns,
+        })
     }
 
     /// Whether the connection was brought here by steering: the metadata address was dialled, or a
@@ -125,9 +141,13 @@ fn is_metadata(address: SocketAddr) -> bool {
 
 /// What was dialled before a `REDIRECT` rule changed it; `None` where no rule did.
 fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
-    let level = if local.is_ipv4() { libc::SOL_IP } else { libc::SOL_IPV6 };
+    let level = if local.is_ipv4() {
+        libc::SOL_IP
+    } else {
+        libc::SOL_IPV6
+    };
     let mut storage = MaybeUninit::<SockAddrStorage>::zeroed();
-    let mut len = size_of::<SockAddrStorage>() as libc::socklen_t;
+    let mut len = libc::socklen_t::try_from(size_of::<SockAddrStorage>()).ok()?;
     // SAFETY: the buffer is as large as any socket address and `len` says so.
     let result = unsafe {
         libc::getsockopt(
@@ -181,7 +201,11 @@ mod tests {
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let (stream, peer) = listener.accept().unwrap();
         let caller = Caller::of(&stream, peer, stream.local_addr().unwrap()).unwrap();
-        assert_eq!(caller.peer, client.local_addr().unwrap(), "mapped addresses are reduced");
+        assert_eq!(
+            caller.peer,
+            client.local_addr().unwrap(),
+            "mapped addresses are reduced"
+        );
         assert_eq!(caller.netns, netns::cookie_of(&client).unwrap());
         assert!(caller.dialled_metadata());
     }

@@ -132,7 +132,11 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
         return Err(BadRequest::Host);
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH).iter().count();
-    let encodings = head.headers.get_all(header::TRANSFER_ENCODING).iter().count();
+    let encodings = head
+        .headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .count();
     if lengths + encodings > 1 {
         return Err(BadRequest::Length);
     }
@@ -174,7 +178,9 @@ fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 /// Path and query. A guest that takes us for a proxy sends a whole URL; its host part counts as
 /// little as the `Host` header does.
 fn target(uri: &Uri) -> Result<String, BadRequest> {
-    let is_http = uri.scheme().is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
+    let is_http = uri
+        .scheme()
+        .is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
     let has_both_or_neither = uri.scheme().is_some() == uri.authority().is_some();
     match uri.path_and_query() {
         Some(path) if is_http && has_both_or_neither && path.as_str().starts_with('/') => {
@@ -193,12 +199,20 @@ mod tests {
     use super::*;
     use crate::identity::Tenant;
 
-    const TENANT: Tenant = Tenant { kind: TenantKind::Router, id: Uuid::from_u128(0xabc) };
+    const TENANT: Tenant = Tenant {
+        kind: TenantKind::Router,
+        id: Uuid::from_u128(0xabc),
+    };
 
     fn outgoing(request: http::Request<()>, body: &'static [u8]) -> Result<Outgoing, BadRequest> {
         let (parts, ()) = request.into_parts();
         let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
-        rebuild(&parts, Bytes::from_static(body), Identity::unproved(TENANT), guest)
+        rebuild(
+            &parts,
+            Bytes::from_static(body),
+            Identity::unproved(TENANT),
+            guest,
+        )
     }
 
     fn encode(outgoing: &Outgoing) -> Vec<u8> {
@@ -245,12 +259,13 @@ mod tests {
     #[test]
     fn what_cannot_be_forwarded_is_refused() {
         let get = || http::Request::get("/").header("host", "a");
-        let refused = |request: http::request::Builder| {
-            outgoing(request.body(()).unwrap(), b"").unwrap_err()
-        };
+        let refused =
+            |request: http::request::Builder| outgoing(request.body(()).unwrap(), b"").unwrap_err();
         assert_eq!(refused(get().header("host", "b")), BadRequest::Host);
         assert_eq!(refused(http::Request::get("/")), BadRequest::Host);
-        let both = get().header("content-length", "1").header("transfer-encoding", "chunked");
+        let both = get()
+            .header("content-length", "1")
+            .header("transfer-encoding", "chunked");
         assert_eq!(refused(both), BadRequest::Length);
         assert_eq!(refused(get().uri("https://a/")), BadRequest::Target);
         assert_eq!(refused(get().uri("*")), BadRequest::Target);

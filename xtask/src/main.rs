@@ -36,6 +36,8 @@ enum Xtask {
     VmTest(vm::VmTestArgs),
     /// Runs all that CI runs
     Ci,
+    /// Boots real guests that get their metadata from the agent
+    VmGuest(vm::VmGuestArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Xtask::Test(args) => test::run(&args),
         Xtask::Lint => lint::run(),
         Xtask::VmTest(args) => vm::run(&args),
+        Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Ci => ci::run(),
     };
     match result {

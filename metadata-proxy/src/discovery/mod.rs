@@ -89,7 +89,12 @@ impl Discovery {
         scanned();
         let mut next_scan = Instant::now() + self.scan_interval();
         loop {
-            let wake = self.young.values().map(|young| young.at).chain([next_scan]).min();
+            let wake = self
+                .young
+                .values()
+                .map(|young| young.at)
+                .chain([next_scan])
+                .min();
             let wake = wake.unwrap_or(next_scan);
             tokio::select! {
                 seen = watch::next(&mut watch) => match seen {
@@ -149,7 +154,12 @@ impl Discovery {
                     .collect()
             })
             .unwrap_or_default();
-        names.extend(self.known.keys().filter(|name| !self.dir.join(name).exists()).cloned());
+        names.extend(
+            self.known
+                .keys()
+                .filter(|name| !self.dir.join(name).exists())
+                .cloned(),
+        );
         let foreign = self.kernel.foreign_tenants();
         for name in names {
             self.look(&name, &foreign).await;
@@ -173,12 +183,26 @@ impl Discovery {
             if is_same {
                 return;
             }
-            self.registry.send(Command::Withdraw(known.netns, known.provider)).await;
+            self.registry
+                .send(Command::Withdraw(known.netns, known.provider))
+                .await;
             self.known.remove(name);
         }
         if let Some(found) = found {
-            let Declaration { netns, provider, tenant, .. } = found;
-            self.known.insert(name.to_owned(), Known { netns, provider, tenant });
+            let Declaration {
+                netns,
+                provider,
+                tenant,
+                ..
+            } = found;
+            self.known.insert(
+                name.to_owned(),
+                Known {
+                    netns,
+                    provider,
+                    tenant,
+                },
+            );
             self.registry.send(Command::Declare(found, None)).await;
         }
     }
@@ -214,10 +238,17 @@ impl Discovery {
         };
         if let Some(recognised) = recognised {
             let interfaces = recognised.interfaces.to_vec();
-            return Some(declaration(recognised.tenant, Provider::NetnsDir, interfaces));
+            return Some(declaration(
+                recognised.tenant,
+                Provider::NetnsDir,
+                interfaces,
+            ));
         }
         // An entry that is known by the map stays known between scans.
-        let known = self.known.get(name).filter(|known| known.netns == namespace.id());
+        let known = self
+            .known
+            .get(name)
+            .filter(|known| known.netns == namespace.id());
         let tenant = match known {
             Some(known) if foreign.is_empty() => known.tenant,
             _ => {
@@ -235,13 +266,22 @@ impl Discovery {
             self.young.remove(name);
             return;
         }
-        let wait = self.young.get(name).map_or(YOUNG_MIN, |young| young.wait * 2);
+        let wait = self
+            .young
+            .get(name)
+            .map_or(YOUNG_MIN, |young| young.wait * 2);
         if wait > YOUNG_MAX {
             self.young.remove(name);
             info!(namespace = name, %error, "left out");
             return;
         }
-        self.young.insert(name.to_owned(), Young { wait, at: Instant::now() + wait });
+        self.young.insert(
+            name.to_owned(),
+            Young {
+                wait,
+                at: Instant::now() + wait,
+            },
+        );
     }
 
     async fn cookie(&mut self, namespace: &Netns, path: &Path) -> Option<NetnsCookie> {
@@ -250,7 +290,12 @@ impl Discovery {
             return Some(*cookie);
         }
         let inside = Netns::open(path).ok()?;
-        let cookie = self.netns.run(inside, listener::netns_cookie).await.ok()?.ok()?;
+        let cookie = self
+            .netns
+            .run(inside, listener::netns_cookie)
+            .await
+            .ok()?
+            .ok()?;
         self.cookies.insert(id, cookie);
         Some(cookie)
     }

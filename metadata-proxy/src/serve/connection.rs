@@ -25,8 +25,6 @@ use crate::{
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's smallest buffer for a request head, bytes.
 const MIN_HEAD_BYTES: usize = 8192;
-/// Most headers of a request; haproxy's `tune.http.maxhdr`.
-const MAX_HEADERS: usize = 101;
 
 /// A guest whose connection was proved and admitted.
 pub(super) struct Guest {
@@ -60,8 +58,7 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
         }
     }
     // Nothing is steered here any more, but these guests have been told that they are connected.
-    while let Ok(Ok((stream, peer))) =
-        tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
     {
         start(stream, peer, &service, &node);
     }
@@ -70,7 +67,10 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
 /// A guest that is gone already is no trouble; a lack of descriptors or memory is.
 async fn pause_if_exhausted(error: &io::Error, node: &Node) {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    if error.raw_os_error().is_some_and(|errno| exhausted.contains(&errno)) {
+    if error
+        .raw_os_error()
+        .is_some_and(|errno| exhausted.contains(&errno))
+    {
         if node.metrics.accept_failed() {
             error!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE)");
         }
@@ -135,15 +135,15 @@ async fn serve(stream: TcpStream, guest: Guest) {
     let node = Arc::clone(&guest.node);
     service.counters.open.fetch_add(1, Ordering::Relaxed);
     let settings = service.settings.load();
+    // At most 100 headers, hyper's default, which needs no allocation; haproxy takes 101. Answers are
+    // flushed one by one: hyper would hold back its own 400 while there is more to read.
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         // Covers the wait for the next request as well, which Neutron gives the same time.
         .header_read_timeout(settings.timeouts.request_head)
         .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
-        .max_headers(MAX_HEADERS)
         // As everybody writes them; some guests' parsers were never tried with anything else.
-        .title_case_headers(true)
-        .pipeline_flush(true);
+        .title_case_headers(true);
     let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
     drop(settings);
     let guest = &guest;

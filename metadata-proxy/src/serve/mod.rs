@@ -6,6 +6,8 @@
 mod connection;
 mod guest_io;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{
     Arc,

@@ -18,7 +18,7 @@ use crate::{
     config::InterfaceGlob,
     kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
     listener,
-    netlink::{self, EventSocket, Link},
+    netlink::{self, EventSocket, Link, MetadataV6},
     netns,
 };
 
@@ -124,7 +124,11 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
         Ok(())
     });
     match finished {
-        Ok(()) => Ok(Opened { listeners, events, place }),
+        Ok(()) => Ok(Opened {
+            listeners,
+            events,
+            place,
+        }),
         Err(error) => {
             clear(kernel, &mut place);
             Err(error)
@@ -155,7 +159,11 @@ pub(super) fn converge(
     let links = netlink::links().map_err(system("cannot list the devices"))?;
     let faced: Vec<&Link> = links
         .iter()
-        .filter(|link| plan.interfaces.iter().any(|glob| glob.matches(&link.device.name)))
+        .filter(|link| {
+            plan.interfaces
+                .iter()
+                .any(|glob| glob.matches(&link.device.name))
+        })
         .collect();
     place.may_forward = may_forward(plan.kind, &faced);
     mended += converge_addresses(plan.kind, &faced, place);
@@ -178,8 +186,12 @@ fn bind_metadata(links: &[Link], place: &mut Place) -> Result<Vec<TcpListener>, 
         let scope = link.device.index;
         SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
     };
-    let wanted: BTreeSet<SocketAddr> =
-        links.iter().filter(|link| link.has_metadata_v6).map(|link| v6(&link)).chain([v4]).collect();
+    let wanted: BTreeSet<SocketAddr> = links
+        .iter()
+        .filter(|link| link.metadata_v6 != MetadataV6::Absent)
+        .map(|link| v6(&link))
+        .chain([v4])
+        .collect();
     // A listener of a device that is gone hears nothing more; it goes with the tenant.
     let mut listeners = Vec::new();
     for address in wanted {
@@ -211,13 +223,16 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         return 0;
     }
     let mut mended = 0;
-    place.metadata_v6.retain(|index| faced.iter().any(|link| link.device.index == *index));
+    place
+        .metadata_v6
+        .retain(|index| faced.iter().any(|link| link.device.index == *index));
     for link in faced {
         let index = link.device.index;
-        if link.metadata_v6_is_ours {
+        if link.metadata_v6 == MetadataV6::Ours {
             place.metadata_v6.insert(index);
         }
-        let result = match (link.is_addressed && !link.has_metadata_v4, link.has_metadata_v6) {
+        let is_wanted = link.is_addressed && !link.has_metadata_v4;
+        let result = match (is_wanted, link.metadata_v6 != MetadataV6::Absent) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
                 place.metadata_v6.insert(index);
                 mended += 1;
@@ -237,7 +252,12 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
 }
 
 fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place) -> usize {
-    let Place { cookie, attachments, refused, .. } = place;
+    let Place {
+        cookie,
+        attachments,
+        refused,
+        ..
+    } = place;
     let gone: Vec<u32> = attachments
         .keys()
         .filter(|index| !faced.iter().any(|link| link.device.index == **index))
@@ -300,7 +320,10 @@ pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
 impl PlaceError {
     /// There is no way into the namespace any more.
     pub(super) const fn unreachable(source: io::Error) -> Self {
-        Self::System { what: "cannot get back into the namespace", source }
+        Self::System {
+            what: "cannot get back into the namespace",
+            source,
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod apt;
 mod command;
 mod cpio;
+mod guest;
 mod kernels;
 mod modules;
 mod outcome;
@@ -23,6 +24,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use metadata_proxy_vm_init::manifest::{self, Cgroups, Manifest, Test};
 
+pub(crate) use self::guest::{VmGuestArgs, run as run_guest};
 use self::kernels::Kernel;
 use self::outcome::Outcome;
 use self::payload::Payload;
@@ -149,6 +151,7 @@ impl Bench<'_> {
             initrd,
             command_line: "console=ttyS0 rdinit=/init panic=-1 loglevel=5 mitigations=off"
                 .to_owned(),
+            namespace: None,
             devices: Vec::new(),
         };
         let running = self.qemu.boot(&machine, &log)?;

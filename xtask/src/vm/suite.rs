@@ -34,6 +34,23 @@ pub(super) fn init(workspace: &Path) -> anyhow::Result<PathBuf> {
     Ok(init.path.clone())
 }
 
+/// Builds the agent.
+pub(super) fn agent(workspace: &Path) -> anyhow::Result<PathBuf> {
+    let arguments = [
+        "build",
+        "--release",
+        "-p",
+        "metadata-proxy",
+        "--bin",
+        "metadata-proxy",
+    ];
+    let programs = build(workspace, &arguments, "bin", false)?;
+    let [agent] = programs.as_slice() else {
+        bail!("cargo built {programs:?} for the agent")
+    };
+    Ok(agent.path.clone())
+}
+
 /// Builds the integration tests of `package`.
 pub(super) fn tests(workspace: &Path, package: &str) -> anyhow::Result<Vec<TestProgram>> {
     build(
