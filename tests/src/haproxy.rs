@@ -42,6 +42,7 @@ pub struct RateLimit {
 #[derive(Clone, Debug)]
 pub struct Builder {
     program: PathBuf,
+    log: PathBuf,
     rate_limit: Option<RateLimit>,
 }
 
@@ -50,6 +51,13 @@ impl Builder {
     #[must_use]
     pub fn program(mut self, program: &Path) -> Self {
         program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Logs to this socket instead of `/dev/log`.
+    #[must_use]
+    pub fn log(mut self, socket: &Path) -> Self {
+        socket.clone_into(&mut self.log);
         self
     }
 
@@ -84,7 +92,13 @@ impl Builder {
         }
         let config = configs.join(format!("{}.conf", tenant.id));
         let pid_file = pids.join(format!("{}.pid.haproxy", tenant.id));
-        let text = configuration(tenant, agent, &pid_file, self.rate_limit.as_ref());
+        let text = configuration(
+            tenant,
+            agent,
+            &pid_file,
+            &self.log,
+            self.rate_limit.as_ref(),
+        );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let mut command: Command = tenant.netns.command(&self.program)?;
         node.enter_cgroup(&mut command)?;
@@ -123,6 +137,7 @@ impl Haproxy {
     pub fn builder() -> Builder {
         Builder {
             program: PathBuf::from("haproxy"),
+            log: PathBuf::from("/dev/log"),
             rate_limit: None,
         }
     }
@@ -176,6 +191,7 @@ fn configuration(
     tenant: &TenantFixture,
     agent: &Path,
     pid_file: &Path,
+    log: &Path,
     limit: Option<&RateLimit>,
 ) -> String {
     let id = tenant.id;
@@ -203,9 +219,9 @@ fn configuration(
         Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
     };
     let (tables, limits) = limit.map_or_else(Default::default, rate_limits);
-    let (pid_file, agent) = (pid_file.display(), agent.display());
+    let (pid_file, log, agent) = (pid_file.display(), log.display(), agent.display());
     format!(
-        "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+        "global\n    log {log} local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
          user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
          daemon\n\n\
          defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
