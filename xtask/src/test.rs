@@ -52,6 +52,15 @@ struct Outcome {
     succeeded: bool,
 }
 
+impl Outcome {
+    fn include(&mut self, other: Self) {
+        self.counts.passed += other.counts.passed;
+        self.counts.failed += other.counts.failed;
+        self.skipped.extend(other.skipped);
+        self.succeeded &= other.succeeded;
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
@@ -69,20 +78,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         build::build(BuildArgs::DEBUG)?;
     }
 
-    let mut command = workspace::cargo("test");
-    command.arg("--no-fail-fast");
-    if args.root {
-        command.args(["--package", ROOT_SUITE]);
-    } else {
-        command.arg("--workspace");
+    let mut outcome = watch(&mut selected(args))?;
+    if !args.unit && !args.root && args.filter.is_none() {
+        outcome.include(measure_stand_in()?);
     }
-    if args.unit {
-        command.args(["--exclude", ROOT_SUITE]);
-    }
-    if let Some(filter) = &args.filter {
-        command.args(["--", filter]);
-    }
-    let outcome = watch(&mut command)?;
     let Counts { passed, failed } = outcome.counts;
     println!(
         "\n{passed} passed, {failed} failed ({})",
@@ -101,6 +100,40 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         bail!("no test ran");
     }
     Ok(())
+}
+
+fn selected(args: &TestArgs) -> Command {
+    let mut command = workspace::cargo("test");
+    command.arg("--no-fail-fast");
+    if args.root {
+        command.args(["--package", ROOT_SUITE]);
+    } else {
+        command.arg("--workspace");
+    }
+    if args.unit {
+        command.args(["--exclude", ROOT_SUITE]);
+    }
+    if let Some(filter) = &args.filter {
+        command.args(["--", filter]);
+    }
+    command
+}
+
+/// Runs the tests of what the stand-in costs: a debug build is no measure of that.
+fn measure_stand_in() -> Result<Outcome> {
+    let built = build::build(BuildArgs::RELEASE)?;
+    watch(
+        workspace::cargo("test")
+            .args([
+                "--package",
+                "metadata-proxy",
+                "--test",
+                "standin",
+                "--",
+                "--ignored",
+            ])
+            .env("STANDIN", built.stand_in),
+    )
 }
 
 /// Runs a test command, shows its output, and reads from it how tests ended.
