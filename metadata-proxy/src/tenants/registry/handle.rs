@@ -10,7 +10,7 @@ use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId};
 /// Why a tenant could not be added by hand.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
-    /// Another namespace serves that tenant, or another tenant that namespace.
+    /// The namespace belongs to another tenant.
     #[error("{0}")]
     Conflict(String),
     /// It is declared, but could not be brought up yet.
@@ -24,6 +24,8 @@ pub enum Command {
     Declare(Declaration, Option<oneshot::Sender<Result<(), AddError>>>),
     /// A provider takes its declaration back.
     Withdraw(NetnsId, Provider),
+    /// A namespace has lost its name: it is to be let go, whoever declared it.
+    Gone(NetnsId),
     /// Something changed inside a namespace.
     Changed(NetnsId),
     /// Look whether everything is as it should be.

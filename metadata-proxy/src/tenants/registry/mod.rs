@@ -165,6 +165,7 @@ impl Registry {
                 }
             }
             Command::Withdraw(netns, provider) => self.withdraw(netns, provider).await,
+            Command::Gone(netns) => self.let_go(netns).await,
             Command::Changed(netns) => {
                 self.dirty.insert(netns);
             }
@@ -254,22 +255,16 @@ impl Registry {
 
     async fn declare(&mut self, declaration: Declaration) -> Result<(), AddError> {
         let netns = declaration.netns;
-        if let Some((_, other)) = self.entries.iter().find(|(id, entry)| {
-            **id != netns
-                && entry
-                    .declaration()
-                    .is_some_and(|other| other.tenant == declaration.tenant)
-        }) {
-            let other = other
-                .declaration()
-                .map(|other| other.name.clone())
-                .unwrap_or_default();
-            let conflict = format!(
-                "{} is served in namespace {other} already; remove it there first",
-                declaration.tenant
-            );
-            warn!(namespace = declaration.name, "{conflict}");
-            return Err(AddError::Conflict(conflict));
+        if declaration.provider == Provider::Admin
+            && let Some(other) = self.entries.get(&netns).and_then(Entry::declaration)
+            && other.tenant != declaration.tenant
+        {
+            return Err(AddError::Conflict(format!(
+                "namespace {} belongs to {} already ({})",
+                declaration.name,
+                other.tenant,
+                other.provider.label()
+            )));
         }
         let backoff = self.backoff;
         let entry = self.entries.entry(netns).or_insert_with(|| Entry {

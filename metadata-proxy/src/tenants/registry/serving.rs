@@ -28,11 +28,8 @@ impl Registry {
         info!(tenant = %withdrawn.tenant, namespace = withdrawn.name, provider = provider.label(),
             "tenant withdrawn");
         let left = entry.declaration().map(|declaration| declaration.tenant);
-        // A namespace that left the directory is to be let go, whoever else declared it by then.
-        if left.is_none() || provider == Provider::NetnsDir {
-            self.take_down(netns).await;
-            self.entries.remove(&netns);
-            self.dirty.remove(&netns);
+        if left.is_none() {
+            self.let_go(netns).await;
         } else if provider == Provider::Register {
             // Whoever started the stand-in ended the service with it.
             self.take_down(netns).await;
@@ -43,6 +40,13 @@ impl Registry {
             self.take_down(netns).await;
             self.bring_up(netns).await;
         }
+    }
+
+    /// Ends a tenant and forgets it: only so is its namespace not kept alive by us.
+    pub(super) async fn let_go(&mut self, netns: NetnsId) {
+        self.take_down(netns).await;
+        self.entries.remove(&netns);
+        self.dirty.remove(&netns);
     }
 
     fn plan(&self, declaration: &Declaration) -> Plan {

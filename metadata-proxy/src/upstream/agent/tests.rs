@@ -49,7 +49,12 @@ impl Place {
 async fn ask(upstream: &Upstream, request: Outgoing) -> Result<(u16, String), UpstreamError> {
     let mut spent = Spent::default();
     let answer = upstream
-        .ask(&request, Timeouts::default(), &mut spent)
+        .ask(
+            &request,
+            Timeouts::default(),
+            &mut spent,
+            std::future::pending(),
+        )
         .await?;
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await?.to_bytes();
@@ -243,7 +248,7 @@ async fn a_slow_agent_is_a_gateway_timeout() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -264,7 +269,7 @@ async fn an_absent_agent_is_waited_for_until_the_deadline() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -302,7 +307,7 @@ async fn a_request_whose_turn_does_not_come_is_refused_and_its_time_told() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -364,7 +369,12 @@ async fn a_long_answer_holds_its_place_until_it_was_passed_on() {
     let upstream = place.agent();
     let outgoing = request(Method::GET, "/", b"");
     let answer = upstream
-        .ask(&outgoing, Timeouts::default(), &mut Spent::default())
+        .ask(
+            &outgoing,
+            Timeouts::default(),
+            &mut Spent::default(),
+            std::future::pending(),
+        )
         .await
         .unwrap();
     assert!(matches!(answer.body(), AnswerBody::Streaming(_)));
