@@ -202,24 +202,12 @@ impl Stage {
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pid = self.agent.pid();
-        let count = self.scene.members.len();
-        write!(f, "started one agent (pid {pid}")?;
-        if let Some(kib) = private_kib(pid) {
-            let mib = f64::from(kib) / 1024.0;
-            write!(f, ", {mib:.1} MiB")?;
-        }
-        write!(f, "), which serves all {count}, embedded upstream")
+        let (pid, count) = (self.agent.pid(), self.scene.members.len());
+        write!(
+            f,
+            "started one agent, pid {pid}, which serves all {count} and answers by itself"
+        )
     }
-}
-
-/// Memory that would be free if the process were not there.
-fn private_kib(pid: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let private = text.lines().filter(|line| line.starts_with("Private_"));
-    private
-        .map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok())
-        .sum()
 }
 
 /// What there is in all tenant namespaces and on the node.
