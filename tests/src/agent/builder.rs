@@ -165,6 +165,8 @@ impl Builder {
             .arg("run")
             .arg("--config")
             .arg(&configuration)
+            // It begins as the agent's own settings do, and is none.
+            .env_remove(BINARY_VARIABLE)
             .envs(self.environment);
         self.node.enter_cgroup(&mut command)?;
         let log = self.node.directory().join("metadata-proxy.log");

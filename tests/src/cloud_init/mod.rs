@@ -19,7 +19,7 @@ use crate::{node::Node, process::Running, subnet::Guest};
 const BOOT: &str = include_str!("boot.sh");
 
 /// How long it may take: cloud-init itself gives up on a metadata service before.
-const BOOTED_WITHIN: Duration = Duration::from_secs(60);
+const BOOTED_WITHIN: Duration = Duration::from_mins(1);
 
 /// What Debian's configuration gets on top: only what the tests look at, and no network of this
 /// machine's making.

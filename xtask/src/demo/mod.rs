@@ -10,12 +10,19 @@ mod signals;
 mod stage;
 mod steps;
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use metadata_proxy_tests::{Node, agent::BINARY_VARIABLE};
 
-use self::{signals::Signals, stage::Stage, steps::Steps};
+use self::{
+    signals::Signals,
+    stage::{Scene, Stage},
+    steps::Steps,
+};
 use crate::{
     build::{self, BuildArgs},
     setup::{self, Purpose},
@@ -41,8 +48,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let mut steps = Steps::begin();
     setup::ensure(Purpose::Demo)?;
     steps.done("found what building and the demo need, or installed it");
-    let binary = binary(args)?;
-    steps.done(&format!("built {}", shown(&binary)));
+    let binary = binary(args, &mut steps)?;
 
     // From here on a signal asks for the end instead of being it: there are things to remove.
     let signals = Signals::block()?;
@@ -70,14 +76,11 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 }
 
 /// Finds the agent: one that somebody names, or the one of this source.
-fn binary(args: &DemoArgs) -> Result<PathBuf> {
-    if let Some(named) = std::env::var_os(BINARY_VARIABLE) {
-        let named = PathBuf::from(named);
-        ensure!(
-            named.is_file(),
-            "{BINARY_VARIABLE}: {} is not there",
-            named.display()
-        );
+fn binary(args: &DemoArgs, steps: &mut Steps) -> Result<PathBuf> {
+    if let Some(named) = env::var_os(BINARY_VARIABLE).map(PathBuf::from) {
+        let there = named.is_file();
+        ensure!(there, "{BINARY_VARIABLE}: {} is no file", named.display());
+        steps.done(&format!("{BINARY_VARIABLE} is {}", named.display()));
         return Ok(named);
     }
     let profile = if args.debug_build {
@@ -85,7 +88,9 @@ fn binary(args: &DemoArgs) -> Result<PathBuf> {
     } else {
         BuildArgs::default()
     };
-    Ok(build::build(profile)?.agent)
+    let built = build::build(profile)?.agent;
+    steps.done(&format!("built {}", shown(&built)));
+    Ok(built)
 }
 
 fn shown(path: &Path) -> String {
@@ -102,27 +107,24 @@ fn show(
     signals: &Signals,
     steps: &mut Steps,
 ) -> Result<()> {
-    let scene = stage::Scene::set(node, signals)?;
+    let scene = Scene::set(node, signals)?;
     steps.done(&scene.to_string());
 
     let mut stage = Stage::start(node, binary, scene, signals)?;
     steps.done(&stage.to_string());
 
     let answers = stage.ask_all(signals)?;
-    steps.done(&format!(
-        "asked {} times for {}\n",
-        answers.len(),
-        ask::PATH
-    ));
-    println!("{}\n", answer::table(&answers));
-    answer::check(&answers).with_context(|| stage.end_of_log())?;
+    steps.done(&format!("asked {} times for {}", answers.len(), ask::PATH));
+    println!("\n{}\n", answer::table(&answers));
+    answer::check(&answers).inspect_err(|_| stage.show_log())?;
 
     signals.check()?;
-    let crowd = crowd::ask(stage.tenants()).with_context(|| stage.end_of_log())?;
+    let crowd = crowd::ask(stage.tenants()).inspect_err(|_| stage.show_log())?;
     steps.done(&crowd.to_string());
 
-    steps.done("asked the agent: metadata-proxy status\n");
-    println!("{}", stage.cli(&["status"])?);
+    let status = stage.cli(&["status"])?;
+    steps.done("asked the agent: metadata-proxy status");
+    println!("\n{status}");
 
     if keep {
         println!("{}", stage.what_to_try(node, binary)?);

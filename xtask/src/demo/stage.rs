@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use metadata_proxy_tests::{
     Agent, Footprint, Kind, METADATA_V4, Node, TenantFixture, agent::quoted,
 };
@@ -122,7 +122,7 @@ impl Stage {
         for member in stage.tenants() {
             signals.check()?;
             let served = stage.agent.wait_served(&member.tenant);
-            served.with_context(|| stage.end_of_log())?;
+            served.inspect_err(|_| stage.show_log())?;
         }
         Ok(stage)
     }
@@ -149,22 +149,21 @@ impl Stage {
         self.agent.cli(arguments)
     }
 
-    /// The end of the agent's log, for when something went wrong.
-    pub(super) fn end_of_log(&self) -> String {
+    /// Shows the end of the agent's log, for when something went wrong.
+    pub(super) fn show_log(&self) {
         let log = self.agent.log();
         let lines: Vec<_> = log.lines().collect();
         let end = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
-        format!("the end of the agent's log:\n{end}\n")
+        eprintln!("the end of the agent's log:\n{end}\n");
     }
 
     /// Stops the agent, makes sure that nothing of it is left, and tells so.
     pub(super) fn stop(&mut self, node: &Node) -> Result<String> {
         let status = self.agent.stop()?;
-        ensure!(
-            status.success(),
-            "the agent ended with {status}; {}",
-            self.end_of_log()
-        );
+        if !status.success() {
+            self.show_log();
+            bail!("the agent ended with {status}");
+        }
         Footprint::wait_for_return(&self.scene.before, GONE_WITHIN, || {
             footprint(node, self.tenants())
         })
@@ -203,24 +202,12 @@ impl Stage {
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pid = self.agent.pid();
-        let count = self.scene.members.len();
-        write!(f, "started one agent (pid {pid}")?;
-        if let Some(kib) = private_kib(pid) {
-            let mib = f64::from(kib) / 1024.0;
-            write!(f, ", {mib:.1} MiB")?;
-        }
-        write!(f, "), which serves all {count}, embedded upstream")
+        let (pid, count) = (self.agent.pid(), self.scene.members.len());
+        write!(
+            f,
+            "started one agent, pid {pid}, which serves all {count} and answers by itself"
+        )
     }
-}
-
-/// Memory that would be free if the process were not there.
-fn private_kib(pid: u32) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let private = text.lines().filter(|line| line.starts_with("Private_"));
-    private
-        .map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok())
-        .sum()
 }
 
 /// What there is in all tenant namespaces and on the node.
