@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
