@@ -1,6 +1,8 @@
 //! The kernel/user contract has a version, and this enforces it: whatever changes a layout, a number
 //! or a name must raise `ABI_VERSION`, and with it the committed description.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
 use std::{fmt::Write as _, mem::offset_of};
 
 use metadata_proxy_common::{

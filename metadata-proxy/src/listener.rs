@@ -38,25 +38,21 @@ pub fn bind(port: u16) -> io::Result<TcpListener> {
     } else {
         Ipv4Addr::UNSPECIFIED.into()
     };
-    bind_at(SocketAddr::new(any, port), None)
+    bind_at(SocketAddr::new(any, port))
 }
 
 /// Binds one more address in the namespace the calling thread is in.
 ///
 /// # Errors
 /// What the system says.
-pub fn bind_at(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpListener> {
+pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    let mut address = address;
-    if let SocketAddr::V6(v6) = &mut address {
+    if let SocketAddr::V6(v6) = &address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
-        if let (true, Some(interface)) = (v6.ip().is_unicast_link_local(), interface) {
-            v6.set_scope_id(nix::net::if_::if_nametoindex(interface)?);
-        }
     }
     socket.set_reuse_address(true)?;
     // haproxy sets it too: both can be bound while a node is migrated from one to the other.
@@ -147,7 +143,7 @@ fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketA
         libc::SOL_IPV6
     };
     let mut storage = MaybeUninit::<SockAddrStorage>::zeroed();
-    let mut len = size_of::<SockAddrStorage>() as libc::socklen_t;
+    let mut len = libc::socklen_t::try_from(size_of::<SockAddrStorage>()).ok()?;
     // SAFETY: the buffer is as large as any socket address and `len` says so.
     let result = unsafe {
         libc::getsockopt(

@@ -6,6 +6,8 @@
 //!
 //! Needs root. Runs in a network namespace of its own, with a bpffs directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
 use std::{net::TcpListener, path::PathBuf, thread};
 
 use metadata_proxy::{
@@ -258,7 +260,7 @@ fn an_open_connection_keeps_its_socket() {
         };
         ip(&["addr", "add", "169.254.169.254/32", "dev", "lo"]);
         ip(&["addr", "add", "10.0.0.5/32", "dev", "lo"]);
-        let listener = listener::bind_at("169.254.169.254:80".parse().unwrap(), None).unwrap();
+        let listener = listener::bind_at("169.254.169.254:80".parse().unwrap()).unwrap();
         let guest =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();

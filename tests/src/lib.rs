@@ -6,15 +6,18 @@
 //! see the agent as its users do.
 
 pub mod agent;
+pub mod cloud_init;
 pub mod curl;
 pub mod footprint;
 pub mod haproxy;
+pub mod http_agent;
 pub mod metadata_agent;
 pub mod mountinfo;
 pub mod netns;
 pub mod neutron;
 pub mod node;
 pub mod process;
+pub mod raw_http;
 pub mod subnet;
 pub mod tenant;
 pub mod wait;
@@ -23,6 +26,7 @@ pub use agent::Agent;
 pub use curl::Reply;
 pub use footprint::Footprint;
 pub use haproxy::Haproxy;
+pub use http_agent::HttpAgent;
 pub use metadata_agent::MetadataAgent;
 pub use netns::Netns;
 pub use neutron::NeutronProxy;

@@ -183,9 +183,14 @@ impl Discovery {
             if is_same {
                 return;
             }
-            self.registry
-                .send(Command::Withdraw(known.netns, known.provider))
-                .await;
+            // It may be there still, with a name that is none of ours any more.
+            let is_there = NetnsId::of_path(&path).is_ok_and(|id| id == known.netns);
+            let command = if is_there {
+                Command::Withdraw(known.netns, known.provider)
+            } else {
+                Command::Gone(known.netns)
+            };
+            self.registry.send(command).await;
             self.known.remove(name);
         }
         if let Some(found) = found {

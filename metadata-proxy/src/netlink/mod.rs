@@ -22,7 +22,7 @@ use netlink_packet_route::{
     },
     link::{LinkAttribute, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    tc::{TcAttribute, TcHandle, TcMessage},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 pub use self::events::EventSocket;
@@ -63,9 +63,18 @@ pub struct Link {
     /// Whether the IPv4 metadata address is on it, as on the port of a DHCP agent.
     pub has_metadata_v4: bool,
     /// Whether the IPv6 metadata address is on it.
-    pub has_metadata_v6: bool,
-    /// Whether that address was added by us.
-    pub metadata_v6_is_ours: bool,
+    pub metadata_v6: MetadataV6,
+}
+
+/// Whether the IPv6 metadata address is on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataV6 {
+    /// It is not.
+    Absent,
+    /// It is, and we added it.
+    Ours,
+    /// It is, and somebody else added it, or it cannot be told (before Linux 5.18).
+    Theirs,
 }
 
 /// Lists the devices of this namespace, except loopback, with their addresses.
@@ -119,8 +128,7 @@ fn link_of(message: &LinkMessage) -> Option<Link> {
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_addressed: false,
         has_metadata_v4: false,
-        has_metadata_v6: false,
-        metadata_v6_is_ours: false,
+        metadata_v6: MetadataV6::Absent,
     })
 }
 
@@ -131,8 +139,11 @@ fn note_address(link: &mut Link, message: &AddressMessage) {
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(IpAddr::V6(v6)) if v6.octets() == METADATA_V6 => {
-                link.has_metadata_v6 = true;
-                link.metadata_v6_is_ours = is_ours;
+                link.metadata_v6 = if is_ours {
+                    MetadataV6::Ours
+                } else {
+                    MetadataV6::Theirs
+                };
             }
             AddressAttribute::Address(IpAddr::V6(v6)) if v6.is_unicast_link_local() => {}
             AddressAttribute::Address(address) => {
@@ -249,9 +260,23 @@ fn metadata_v6(ifindex: u32) -> AddressMessage {
 pub fn has_filter(ifindex: u32, name: &str) -> io::Result<bool> {
     let mut found = false;
     each_filter(ifindex, CLSACT_INGRESS, |message| {
-        found |= format!("{:?}", message.attributes).contains(name);
+        found |= filter_name(message) == Some(name);
     })?;
     Ok(found)
+}
+
+/// The name a BPF filter was given when it was attached.
+fn filter_name(message: &TcMessage) -> Option<&str> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => options.iter().find_map(|option| match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.as_str()),
+                _ => None,
+            }),
+            _ => None,
+        })
 }
 
 /// Whether nobody has a filter on either side of a device's `clsact`.

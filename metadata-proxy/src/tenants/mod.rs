@@ -13,7 +13,7 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 pub use self::{
     life::{Backoff, Phase},
     place::{PlaceError, Plan},
-    registry::{AddError, Command, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    registry::{AddError, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
     service::{Counters, Service, Settings},
 };
 use crate::{
