@@ -370,7 +370,7 @@ fn who_asked(request: &Request) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::{io::Write as _, os::fd::AsRawFd as _};
 
     use super::*;
 
