@@ -68,6 +68,7 @@ impl Timeouts {
 #[derive(Clone, Debug)]
 pub struct Builder {
     program: PathBuf,
+    log: PathBuf,
     rate_limit: Option<RateLimit>,
     timeouts: Timeouts,
     ipv6: bool,
@@ -78,6 +79,13 @@ impl Builder {
     #[must_use]
     pub fn program(mut self, program: &Path) -> Self {
         program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Logs to this socket instead of `/dev/log`.
+    #[must_use]
+    pub fn log(mut self, socket: &Path) -> Self {
+        socket.clone_into(&mut self.log);
         self
     }
 
@@ -185,7 +193,7 @@ impl Builder {
             .rate_limit
             .as_ref()
             .map_or_else(Default::default, rate_limits);
-        let (pid_file, agent) = (pid_file.display(), agent.display());
+        let (pid_file, log, agent) = (pid_file.display(), self.log.display(), agent.display());
         let Timeouts {
             request_head,
             connect,
@@ -196,7 +204,7 @@ impl Builder {
         let [request_head, connect, client, server, keep_alive] =
             [request_head, connect, client, server, keep_alive].map(written);
         format!(
-            "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+            "global\n    log {log} local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
              user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
              daemon\n\n\
              defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
@@ -223,6 +231,7 @@ impl Haproxy {
     pub fn builder() -> Builder {
         Builder {
             program: PathBuf::from("haproxy"),
+            log: PathBuf::from("/dev/log"),
             rate_limit: None,
             timeouts: Timeouts::NEUTRON,
             ipv6: true,

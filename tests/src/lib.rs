@@ -6,6 +6,7 @@
 //! see the agent as its users do.
 
 pub mod agent;
+pub mod cloud_init;
 pub mod crowd;
 pub mod curl;
 pub mod document;

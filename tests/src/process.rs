@@ -83,6 +83,16 @@ impl Running {
     /// It could not be started.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+        let stderr = file.try_clone().context("cannot share the log")?;
+        Self::start_writing(name, command.stdout(file).stderr(stderr), log)
+    }
+
+    /// Starts a program whose output goes where the command says, with no signal blocked; `log` is
+    /// shown as its log all the same.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_writing(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         // SAFETY: between fork and exec only sigprocmask(2) is called, which is async-signal-safe.
         unsafe {
             command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(io::Error::from));
@@ -91,8 +101,6 @@ impl Running {
             // Ctrl-C in a terminal is for the fixture, which then ends this program properly.
             .process_group(0)
             .stdin(Stdio::null())
-            .stdout(file.try_clone().context("cannot share the log")?)
-            .stderr(file)
             .spawn()
             .with_context(|| cannot_start(command))?;
         Ok(Self {

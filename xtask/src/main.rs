@@ -1,5 +1,6 @@
 //! Development commands, one verb per file.
 
+mod bench;
 mod bpf_toolchain;
 mod build;
 mod ci;
@@ -32,6 +33,8 @@ enum Xtask {
     Test(test::TestArgs),
     /// Runs the checks: format, lints, documentation, licences, what is committed
     Lint,
+    /// Measures the agent beside haproxy
+    Bench(bench::BenchArgs),
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
     /// Runs all that CI runs
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Xtask::Demo(args) => demo::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Lint => lint::run(),
+        Xtask::Bench(args) => bench::run(&args),
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Ci => ci::run(),

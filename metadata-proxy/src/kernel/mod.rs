@@ -25,16 +25,7 @@ pub use self::{
     plain::PlainKernel,
 };
 use crate::identity::Tenant;
-
-/// Cookie of a network namespace: never reused while the kernel runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetnsCookie(pub u64);
-
-impl std::fmt::Display for NetnsCookie {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub use crate::netns::NetnsCookie;
 
 /// A device inside a tenant namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -219,7 +219,13 @@ impl Agent {
             let deadline = course.deadline;
             let pause = async {
                 match reason {
-                    RetryReason::BacklogFull => course.full.pause(deadline).await,
+                    RetryReason::BacklogFull => match course.full.next(deadline) {
+                        Some(next) => {
+                            permit.refused(next).await;
+                            true
+                        }
+                        None => false,
+                    },
                     RetryReason::Unread if course.unread >= MOST_UNREAD => false,
                     _ => course.absent.pause(deadline).await,
                 }
@@ -247,10 +253,7 @@ impl Agent {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         if let Err(error) = socket.connect(&self.address) {
             return match error.raw_os_error() {
-                Some(libc::EAGAIN) => {
-                    permit.refused();
-                    Ok(Attempt::Failed(RetryReason::BacklogFull, error))
-                }
+                Some(libc::EAGAIN) => Ok(Attempt::Failed(RetryReason::BacklogFull, error)),
                 Some(libc::ECONNREFUSED | libc::ENOENT) => {
                     Ok(Attempt::Failed(RetryReason::Absent, error))
                 }

@@ -137,6 +137,7 @@ impl Agent {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments)
+            .env_remove(BINARY_VARIABLE)
             .arg("--config")
             .arg(&self.configuration);
         run(&mut command)

@@ -127,8 +127,9 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     fn line(&mut self, line: &str) {
-        // Both mark a fault of the kernel itself, which no test may notice.
-        if line.contains("------------[ cut here ]") || line.contains("] BUG: ") {
+        // Faults of the kernel itself, which no test may notice.
+        let faults = ["------------[ cut here ]", "] BUG: ", "] Kernel panic "];
+        if faults.iter().any(|fault| line.contains(fault)) {
             self.fail(format!("the kernel complains: {line}"));
         }
         match Report::parse(line) {
@@ -217,7 +218,6 @@ mod tests {
             cgroups: Cgroups::Unified,
             bpffs: true,
             sysctls: BTreeMap::new(),
-            without_capabilities: Vec::new(),
             environment: BTreeMap::new(),
             tests: tests
                 .iter()
@@ -226,6 +226,7 @@ mod tests {
                     program: format!("/tests/{name}").into(),
                     arguments: Vec::new(),
                     timeout_seconds: 1,
+                    without_capabilities: Vec::new(),
                 })
                 .collect(),
         }

@@ -79,8 +79,8 @@ async fn the_agent_reads_the_whole_request_at_once_with_the_tag_first() {
     assert_eq!(
         seen,
         "POST /openstack/latest/password HTTP/1.1\r\n\
-         x-neutron-router-id: 00000000-0000-0000-0000-000000000001\r\n\
-         x-forwarded-for: 0.0.0.1\r\nhost: 169.254.169.254\r\ncontent-length: 6\r\n\
+         X-Neutron-Router-ID: 00000000-0000-0000-0000-000000000001\r\n\
+         X-Forwarded-For: 0.0.0.1\r\nhost: 169.254.169.254\r\ncontent-length: 6\r\n\
          connection: close\r\n\r\nsecret"
     );
 }
