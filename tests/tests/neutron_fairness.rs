@@ -38,7 +38,6 @@ const SLACK: Duration = Duration::from_millis(30);
 
 #[test]
 fn a_greedy_tenant_does_not_slow_the_others_down() {
-    let t = std::time::Instant::now();
     let node = Node::new().unwrap();
     let upstream = MetadataAgent::builder()
         .delay(SERVICE_TIME)
@@ -57,7 +56,6 @@ fn a_greedy_tenant_does_not_slow_the_others_down() {
         .iter()
         .for_each(|tenant| agent.wait_served(tenant).unwrap());
 
-    println!("set up {:?}", t.elapsed());
     let (greedy, modest) = tenants.split_first().unwrap();
     let greedy_guests = crowd::multiply(greedy.guest(), GREEDY_GUESTS).unwrap();
     let member = |tenant| Member {
@@ -79,7 +77,6 @@ fn a_greedy_tenant_does_not_slow_the_others_down() {
     let mut without = Vec::new();
     let mut with = Vec::new();
     for round in 0..ROUNDS {
-        println!("round {:?}", t.elapsed());
         let alone = play(&agent, &modest);
         let together = play(&agent, &all);
         upstream.forget();
