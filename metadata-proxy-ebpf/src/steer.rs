@@ -44,10 +44,10 @@ fn steer_segment(
     tcp: &mut TcpHeader,
     accepts_syncookie: impl FnOnce(&Socket<'_>, &mut TcpHeader) -> bool,
 ) -> Outcome {
-    if let Some(socket) = raw::look_up(ctx, tuple) {
-        if socket.is_of_a_connection() {
-            return assign(ctx, &socket, Outcome::SteeredEstablished);
-        }
+    if let Some(socket) = raw::look_up(ctx, tuple)
+        && socket.is_of_a_connection()
+    {
+        return assign(ctx, &socket, Outcome::SteeredEstablished);
     }
     let outcome = if tcp.is_syn() {
         Outcome::SteeredSyn

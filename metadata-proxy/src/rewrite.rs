@@ -102,6 +102,9 @@ pub enum BadRequest {
     /// More than one `Host`.
     #[error("there is more than one Host header")]
     Host,
+    /// A transfer coding besides `chunked`: the body would be forwarded undecoded.
+    #[error("no transfer coding but chunked is known here")]
+    Coding,
     /// `Content-Length` beside `Transfer-Encoding`, or more than one of either.
     #[error("the length of the body is given in conflicting ways")]
     Length,
@@ -113,6 +116,8 @@ impl BadRequest {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9112, 6.1.
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Target | Self::Host | Self::Length => StatusCode::BAD_REQUEST,
         }
     }
@@ -142,6 +147,10 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
         .count();
     if lengths + encodings > 1 {
         return Err(BadRequest::Length);
+    }
+    let coding = head.headers.get(header::TRANSFER_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(BadRequest::Coding);
     }
     Ok(())
 }
@@ -274,6 +283,8 @@ mod tests {
             .header("content-length", "1")
             .header("transfer-encoding", "chunked");
         assert_eq!(refused(both), BadRequest::Length);
+        let coded = get().header("transfer-encoding", "gzip, chunked");
+        assert_eq!(refused(coded), BadRequest::Coding);
         assert_eq!(refused(get().uri("https://a/")), BadRequest::Target);
         assert_eq!(refused(get().uri("*")), BadRequest::Target);
         let beyond_ascii = Uri::from_maybe_shared(&b"/m\xc3\xa9ta"[..]).unwrap();

@@ -235,19 +235,20 @@ fn read_body(
     inbox: &mut Vec<u8>,
     request: &Request,
 ) -> io::Result<Vec<u8>> {
-    if request
-        .header("expect")
-        .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
-    {
-        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
-    }
-    if request.header("transfer-encoding").is_some() {
-        return read_chunks(stream, inbox);
-    }
+    let is_chunked = request.header("transfer-encoding").is_some();
     let length = request
         .header("content-length")
         .and_then(|text| text.parse().ok())
         .unwrap_or(0);
+    let is_asked = request
+        .header("expect")
+        .is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+    if is_asked && (is_chunked || length > 0) {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    if is_chunked {
+        return read_chunks(stream, inbox);
+    }
     while inbox.len() < length {
         if !read_more(stream, inbox)? {
             return Err(io::ErrorKind::UnexpectedEof.into());

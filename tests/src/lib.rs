@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod cloud_init;
 pub mod curl;
+pub mod document;
 pub mod footprint;
 pub mod haproxy;
 pub mod http_agent;

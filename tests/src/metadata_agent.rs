@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
@@ -370,7 +370,7 @@ fn who_asked(request: &Request) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::{io::Write as _, os::fd::AsRawFd as _};
 
     use super::*;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What a guest does next.
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// Writes these bytes at once.
     Send(Vec<u8>),
     /// Writes nothing for a while.
@@ -17,7 +17,7 @@ pub enum Step {
 
 /// What a guest does when it has got its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub(crate) enum End {
     /// Sends another request, to see whether the connection still carries one.
     Ask,
     /// Waits for the other side to do something.
@@ -26,13 +26,13 @@ pub enum End {
 
 /// One case.
 #[derive(Clone, Debug)]
-pub struct Case {
+pub(crate) struct Case {
     /// What it is called, in the document too.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What the guest does.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     /// And then.
-    pub end: End,
+    pub(crate) end: End,
 }
 
 impl Case {
@@ -103,7 +103,7 @@ fn answered(name: &'static str, how: &str) -> Case {
 }
 
 /// All cases.
-pub fn corpus() -> Vec<Case> {
+pub(crate) fn corpus() -> Vec<Case> {
     let groups = [
         methods(),
         connections(),
@@ -214,8 +214,8 @@ fn connections() -> Vec<Case> {
             .wait(),
         Case::new("two requests at once, then half-close")
             .send(GET.repeat(2))
-            .finish()
             .read("GET")
+            .finish()
             .read("GET")
             .wait(),
         Case::new("POST with a body, then half-close")
@@ -395,7 +395,7 @@ fn lines() -> Vec<Case> {
 }
 
 /// The tenant whose identity guests claim.
-pub const OTHER: &str = "11111111-2222-4333-8444-555555555555";
+pub(crate) const OTHER: &str = "11111111-2222-4333-8444-555555555555";
 
 fn claims() -> Vec<Case> {
     vec![

@@ -10,30 +10,82 @@ use metadata_proxy_tests::{
     raw_http::{Answer, Connection, Framing, Read},
 };
 
-use super::{
+use crate::{
     corpus::{Case, End, Step},
     upstream::{MARK, Upstream},
 };
 
+/// Stands for the tenant's UUID.
+pub(crate) const TENANT: &str = "(the tenant)";
+
 /// What was seen of one case: from an aspect's name to its value.
-pub type Observation = BTreeMap<String, String>;
+pub(crate) type Observation = BTreeMap<String, String>;
 
 /// Longer than any time-out of a proxy in the test.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// From here on a proxy has waited for the upstream to come back.
+const A_WHILE: Duration = Duration::from_secs(1);
+
 const ASK_AGAIN: &[u8] = b"GET /again HTTP/1.1\r\nHost: again\r\nConnection: close\r\n\r\n";
 
-/// Runs a case from inside the guest's namespace.
-pub fn run(case: &Case, upstream: &Upstream) -> Observation {
+/// What is put into the paths of a case, so that a request that reaches the upstream late is not
+/// taken for another case's.
+fn mark(number: usize) -> String {
+    format!("/case{number:03}")
+}
+
+/// The paths that cases ask for.
+const PATHS: [&str; 2] = ["/meta", "/answer/"];
+
+/// Runs all cases, one after the other, from inside the guest's namespace.
+pub(crate) fn run_all(cases: &[Case], tag: &str, upstream: &Upstream) -> Vec<Observation> {
     upstream.forget();
+    let mut seen = Vec::new();
+    let mut asked: Vec<Vec<Request>> = vec![Vec::new(); cases.len()];
+    let mut heard = 0;
+    for (number, case) in cases.iter().enumerate() {
+        seen.push(run(case, number));
+        let requests = upstream.requests();
+        for request in &requests[heard..] {
+            if request.target != "/again" {
+                let (number, request) = attributed(request, number);
+                asked[number].push(request);
+            }
+        }
+        heard = requests.len();
+    }
+    for (seen, requests) in seen.iter_mut().zip(&asked) {
+        note(seen, "requests", requests.len().to_string());
+        for (number, request) in (1..).zip(requests) {
+            note_request(seen, number, request, tag);
+        }
+    }
+    seen
+}
+
+/// Finds which case a request is of, and takes its mark out.
+fn attributed(request: &Request, running: usize) -> (usize, Request) {
+    let mut request = request.clone();
+    let Some(at) = request.target.find("/case") else {
+        return (running, request);
+    };
+    let number = request.target[at + 5..at + 8].parse().unwrap();
+    request.target.replace_range(at..at + 8, "");
+    (number, request)
+}
+
+/// Runs one case.
+fn run(case: &Case, number: usize) -> Observation {
     let mut seen = Observation::new();
+    let started = Instant::now();
     let mut connection = Connection::open(None, PATIENCE).unwrap();
     let mut answers = 0;
     let mut is_over = false;
     for step in &case.steps {
         match step {
             // The other side may have closed already: what it answered is still read.
-            Step::Send(bytes) => drop(connection.send(bytes)),
+            Step::Send(bytes) => drop(connection.send(&marked(bytes, number))),
             Step::Pause(pause) => std::thread::sleep(*pause),
             Step::Finish => drop(connection.finish()),
             Step::Read(_) if is_over => {}
@@ -45,6 +97,14 @@ pub fn run(case: &Case, upstream: &Upstream) -> Observation {
                 if let Read::Answer(answer) | Read::Cut(answer) = &read {
                     answers += 1;
                     note_answer(&mut seen, answers, answer);
+                    if answer.status == 503 && !answer.body.starts_with(MARK.as_bytes()) {
+                        let is_late = started.elapsed() >= A_WHILE;
+                        note(
+                            &mut seen,
+                            "patience",
+                            if is_late { "a while" } else { "none" },
+                        );
+                    }
                 }
                 note_end(&mut seen, &read);
             }
@@ -58,7 +118,8 @@ pub fn run(case: &Case, upstream: &Upstream) -> Observation {
         note_end(&mut seen, &read);
         match &read {
             Read::Answer(answer) if case.end == End::Wait => {
-                note_answer(&mut seen, answers + 1, answer);
+                answers += 1;
+                note_answer(&mut seen, answers, answer);
                 let read = connection.answer("GET", Instant::now() + PATIENCE).unwrap();
                 note_end(&mut seen, &read);
             }
@@ -72,17 +133,24 @@ pub fn run(case: &Case, upstream: &Upstream) -> Observation {
             _ => {}
         }
     }
-    let asked = upstream.requests();
-    let asked: Vec<_> = asked
-        .iter()
-        .filter(|request| request.target != "/again")
-        .collect();
-    note(&mut seen, "requests", asked.len().to_string());
-    for (number, request) in (1..).zip(asked) {
-        note_request(&mut seen, number, request);
-    }
     note(&mut seen, "answers", answers.to_string());
     seen
+}
+
+fn marked(bytes: &[u8], number: usize) -> Vec<u8> {
+    let mut marked = bytes.to_vec();
+    for path in PATHS {
+        let mut from = 0;
+        while let Some(at) = marked[from..]
+            .windows(path.len())
+            .position(|window| window == path.as_bytes())
+        {
+            let mark = mark(number);
+            marked.splice(from + at..from + at, mark.bytes());
+            from += at + mark.len() + path.len();
+        }
+    }
+    marked
 }
 
 fn note(seen: &mut Observation, aspect: impl Into<String>, value: impl Into<String>) {
@@ -118,13 +186,26 @@ fn note_answer(seen: &mut Observation, number: usize, answer: &Answer) {
         Framing::UntilClose => "until the end",
     };
     note(seen, aspect("framing"), framing);
+    let is_lower = answer
+        .headers
+        .iter()
+        .all(|(name, _)| *name == name.to_ascii_lowercase());
+    note(
+        seen,
+        aspect("names"),
+        if is_lower {
+            "lower case"
+        } else {
+            "with capitals"
+        },
+    );
     for (name, values) in grouped(&answer.headers) {
-        if ["content-length", "transfer-encoding"].contains(&&*name.to_ascii_lowercase())
+        if ["content-length", "transfer-encoding"].contains(&&*name)
             && answer.framing != Framing::Empty
         {
             continue;
         }
-        let is_date = name.eq_ignore_ascii_case("date");
+        let is_date = name == "date";
         let value = if is_date {
             "(a date)".to_owned()
         } else {
@@ -142,13 +223,17 @@ fn note_answer(seen: &mut Observation, number: usize, answer: &Answer) {
     note(seen, aspect("body"), body);
 }
 
-fn note_request(seen: &mut Observation, number: usize, request: &Request) {
+fn note_request(seen: &mut Observation, number: usize, request: &Request, tag: &str) {
     let aspect = |what: &str| format!("request {number} {what}");
     note(seen, aspect("method"), request.method.clone());
     note(seen, aspect("target"), shown(&request.target));
     note(seen, aspect("version"), request.version.clone());
     for (name, values) in grouped(&request.headers) {
-        note(seen, aspect(&format!("header {name}")), shown(&values));
+        note(
+            seen,
+            aspect(&format!("header {name}")),
+            shown(&values).replace(tag, TENANT),
+        );
     }
     note(
         seen,
@@ -161,7 +246,9 @@ fn note_request(seen: &mut Observation, number: usize, request: &Request) {
 fn grouped(headers: &[(String, String)]) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (name, value) in headers {
-        all.entry(name.clone()).or_default().push(value);
+        all.entry(name.to_ascii_lowercase())
+            .or_default()
+            .push(value);
     }
     all.into_iter()
         .map(|(name, values)| (name, values.join(" | ")))

@@ -9,19 +9,23 @@ use metadata_proxy_tests::{
 
 /// How an upstream behaves towards the proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
+pub(crate) enum Style {
     /// Neutron's agent since 2025.1: one read of 4,096 bytes, one request per connection.
     Agent,
     /// Neutron's agent until 2024.2: an ordinary HTTP server.
     Server,
+    /// None at all.
+    Absent,
 }
 
 /// A recording upstream.
-pub enum Upstream {
+pub(crate) enum Upstream {
     /// One of [`Style::Agent`].
     Agent(MetadataAgent),
     /// One of [`Style::Server`].
     Server(HttpAgent),
+    /// Nobody.
+    Absent,
 }
 
 /// How many requests it serves at a time: one may still sit over an answer that nobody awaits.
@@ -31,7 +35,7 @@ const WORKERS: usize = 16;
 const TOO_LONG: Duration = Duration::from_secs(4);
 
 impl Upstream {
-    pub fn start(style: Style, socket: &Path) -> Self {
+    pub(crate) fn start(style: Style, socket: &Path) -> Self {
         match style {
             Style::Agent => Self::Agent(
                 MetadataAgent::builder()
@@ -41,26 +45,29 @@ impl Upstream {
                     .unwrap(),
             ),
             Style::Server => Self::Server(HttpAgent::start(socket, true, answer).unwrap()),
+            Style::Absent => Self::Absent,
         }
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         match self {
             Self::Agent(agent) => agent.requests(),
             Self::Server(agent) => agent.requests(),
+            Self::Absent => Vec::new(),
         }
     }
 
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         match self {
             Self::Agent(agent) => agent.forget(),
             Self::Server(agent) => agent.forget(),
+            Self::Absent => {}
         }
     }
 }
 
 /// What every body of the upstream's begins with.
-pub const MARK: &str = "upstream";
+pub(crate) const MARK: &str = "upstream";
 
 /// What answers that only differ in their form have in common.
 const BODY: &str = "upstream says\n";
@@ -78,7 +85,7 @@ fn pieces(pause: Duration, pieces: &[&str]) -> Answer {
 }
 
 fn answer(request: &Request) -> Answer {
-    let Some(how) = request.target.strip_prefix("/answer/") else {
+    let Some((_, how)) = request.target.split_once("/answer/") else {
         return Answer::ok(BODY);
     };
     let whole = format!(

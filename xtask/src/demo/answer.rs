@@ -47,7 +47,7 @@ impl Answer {
         self.status == 200 && self.told == self.meant && self.proved.as_ref() == Some(&self.tenant)
     }
 
-    fn row(&self) -> [String; 7] {
+    fn row(&self) -> [String; 6] {
         let proved = self.proved.as_ref().map(ToString::to_string);
         let mark = if self.is_right() { "" } else { "  WRONG" };
         let told = format!("{} {}{mark}", self.status, self.told);
@@ -55,13 +55,12 @@ impl Answer {
             .seconds
             .map(|seconds| format!("{:.1} ms", seconds * 1000.0));
         [
-            self.who.to_owned(),
+            format!("   {}", self.who),
             self.from.clone(),
             shortened(&self.namespace),
             proved.map_or_else(|| "none".to_owned(), |proved| shortened(&proved)),
             told,
             took.unwrap_or_default(),
-            String::new(),
         ]
     }
 }
@@ -85,8 +84,7 @@ pub(super) fn table(answers: &[Answer]) -> String {
             table.add_row([""]);
         }
         last = Some(&answer.namespace);
-        let [who, from, namespace, proved, told, took, _] = answer.row();
-        table.add_row([format!("   {who}"), from, namespace, proved, told, took]);
+        table.add_row(answer.row());
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
