@@ -223,9 +223,20 @@ impl Socket<'_> {
     /// Whether segments of its tuple belong to it: open or opening, neither listening nor past.
     #[inline(always)]
     pub(crate) fn is_of_a_connection(&self) -> bool {
-        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
-        let state = unsafe { (*self.sock.as_ptr()).state };
+        let state = self.state();
         state != TCP_LISTEN && state != TCP_TIME_WAIT
+    }
+
+    /// Whether it is what is left of a connection that is over.
+    #[inline(always)]
+    pub(crate) fn is_in_time_wait(&self) -> bool {
+        self.state() == TCP_TIME_WAIT
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
+        unsafe { (*self.sock.as_ptr()).state }
     }
 
     /// Whether it is a listening socket.

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod cloud_init;
+pub mod crowd;
 pub mod curl;
 pub mod document;
 pub mod footprint;
