@@ -12,9 +12,13 @@ use std::{
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
+use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::{kernel::NetnsCookie, netns};
+use crate::{
+    kernel::{KernelRelease, NetnsCookie},
+    netns,
+};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -62,7 +66,20 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
+    if !shared_sockets_can_be_assigned() {
+        socket.set_reuse_port(false)?;
+    }
     Ok(socket.into())
+}
+
+/// Before Linux 6.6 `bpf_sk_assign` refuses a socket that has `SO_REUSEPORT` (`ESOCKTNOSUPPORT`,
+/// net/core/filter.c), so there the listener gives it up once it is bound: a haproxy that is bound
+/// already stays, one that comes later cannot bind.
+fn shared_sockets_can_be_assigned() -> bool {
+    uname().is_ok_and(|uname| {
+        let release = uname.release().to_string_lossy().parse::<KernelRelease>();
+        release.is_ok_and(|release| release.at_least(6, 6))
+    })
 }
 
 /// Reads the cookie of the namespace the calling thread is in.

@@ -226,8 +226,7 @@ impl Bench<'_> {
 
     /// libtest's arguments. What is for guests only is ignored elsewhere.
     fn arguments(&self, test: &TestProgram) -> Vec<String> {
-        let is_for_guests = !matches!(test.role, Role::Suite | Role::Given);
-        let ignored = is_for_guests.then(|| "--include-ignored".to_owned());
+        let ignored = (test.role != Role::Given).then(|| "--include-ignored".to_owned());
         ignored
             .into_iter()
             .chain(self.args.filter.clone())

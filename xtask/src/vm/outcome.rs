@@ -1,5 +1,6 @@
 //! What one guest came to, judged from its console alone.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use metadata_proxy_vm_init::manifest::{Manifest, Test};
@@ -19,6 +20,8 @@ pub(super) struct Outcome {
     pub(super) release: Option<String>,
     /// One for each test that ended, in the order of the manifest.
     pub(super) tests: Vec<TestOutcome>,
+    /// What the guest's tests found out about it, by name.
+    pub(super) facts: BTreeMap<String, String>,
     /// Why the guest as a whole failed, whatever its tests say.
     pub(super) failure: Option<String>,
     /// From the start of QEMU to its end.
@@ -166,6 +169,9 @@ impl Watch<'_> {
                 });
                 self.wait(BETWEEN, "next test, or the final line");
             }
+            Report::Fact { name, value } => {
+                self.outcome.facts.insert(name, value);
+            }
             Report::Done { passed, failed } => self.finish(passed, failed),
             Report::Broken { why } => {
                 self.fail(format!("PID 1: {why}"));
@@ -206,8 +212,6 @@ impl Watch<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use metadata_proxy_vm_init::manifest::Cgroups;
 
     use super::*;

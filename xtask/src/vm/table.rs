@@ -1,5 +1,6 @@
 //! The results of all guests: test × guest, with times.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
@@ -21,7 +22,12 @@ pub(super) fn render(columns: &[Column]) -> String {
             tests.push(&test.name);
         }
     }
+    let facts: BTreeSet<&String> = columns
+        .iter()
+        .flat_map(|column| column.outcome.facts.keys())
+        .collect();
     let mut lines = vec![vec![String::new()], vec!["kernel".to_owned()]];
+    lines.extend(facts.iter().map(|fact| vec![(*fact).clone()]));
     lines.extend(tests.iter().map(|test| vec![(*test).to_owned()]));
     lines.push(vec!["boot".to_owned()]);
     lines.push(vec!["verdict".to_owned()]);
@@ -30,6 +36,8 @@ pub(super) fn render(columns: &[Column]) -> String {
         let of = |test: &str| outcome.tests.iter().find(|outcome| outcome.name == test);
         let mut cells = vec![column.title.clone()];
         cells.push(outcome.release.clone().unwrap_or_else(|| "-".to_owned()));
+        let fact = |name: &&String| outcome.facts.get(*name).map_or("-", String::as_str);
+        cells.extend(facts.iter().map(|name| fact(name).to_owned()));
         cells.extend(
             tests
                 .iter()
@@ -121,5 +129,25 @@ mod tests {
             table.contains("refusal") && table.contains("suite"),
             "{table}"
         );
+    }
+
+    #[test]
+    fn a_fact_stands_in_the_line_of_its_guest() {
+        let told = |engine: &str| Column {
+            title: engine.to_owned(),
+            outcome: Outcome {
+                facts: [("engine".to_owned(), format!("by {engine}"))].into(),
+                ..Outcome::default()
+            },
+        };
+        let table = render(&[told("tcx"), told("clsact")]);
+        for engine in ["tcx", "clsact"] {
+            let line = table
+                .lines()
+                .find(|line| line.contains(&format!("by {engine}")));
+            let line = line.expect("a line of the guest");
+            assert!(line.starts_with(&format!("│ {engine} ")), "{table}");
+        }
+        assert!(table.contains("engine"), "{table}");
     }
 }
