@@ -23,7 +23,9 @@ pub const METADATA_V4: [u8; 4] = [169, 254, 169, 254];
 
 /// The IPv6 metadata address, `fe80::a9fe:a9fe`, in network order (source: Neutron's
 /// `METADATA_V6_IP`).
-pub const METADATA_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa9, 0xfe, 0xa9, 0xfe];
+pub const METADATA_V6: [u8; 16] = [
+    0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xa9, 0xfe, 0xa9, 0xfe,
+];
 
 /// The TCP port guests dial.
 pub const METADATA_PORT: u16 = 80;

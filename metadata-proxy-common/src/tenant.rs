@@ -63,7 +63,12 @@ impl TenantValue {
     /// Encodes a tenant as the agent declares it.
     #[must_use]
     pub const fn by_agent(kind: TenantKind, uuid: [u8; 16]) -> Self {
-        Self { uuid, kind: kind as u8, writer: WRITER_AGENT, padding: [0; 6] }
+        Self {
+            uuid,
+            kind: kind as u8,
+            writer: WRITER_AGENT,
+            padding: [0; 6],
+        }
     }
 
     /// Whether the agent wrote this entry.

@@ -1,13 +1,9 @@
-//! Whoever changes a layout or a meaning of the contract raises its version.
-//!
-//! `abi.lock` holds the contract as text. Where this test finds another, run it with
-//! `UPDATE_ABI_LOCK=1`: it writes the file anew, but only under another version.
-#![expect(
-    clippy::unwrap_used,
-    reason = "what fails here fails the test, as it should"
-)]
+//! The kernel/user contract has a version, and this enforces it: whatever changes a layout, a number
+//! or a name must raise `ABI_VERSION`, and with it the committed description.
 
-use std::{env, fs, mem::offset_of, path::Path};
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
+use std::{fmt::Write as _, mem::offset_of};
 
 use metadata_proxy_common::{
     ABI_VERSION, DEFAULT_LISTENER_PORT, METADATA_PORT, METADATA_V4, METADATA_V6, NEUTRON_MARK,
@@ -15,36 +11,40 @@ use metadata_proxy_common::{
     tenant::{WRITER_AGENT, WRITER_OTHER},
 };
 
-/// Renders a struct; one whose fields are not all named here does not compile.
-macro_rules! layout {
-    ($name:ident { $($field:ident),+ }) => {{
-        let _: fn($name) = |$name { $($field: _),+ }| ();
-        let mut text = format!(
-            "struct {} size {} align {}\n",
-            stringify!($name),
-            size_of::<$name>(),
-            align_of::<$name>(),
-        );
-        $(text += &format!("  {} at {}\n", stringify!($field), offset_of!($name, $field));)+
-        text
-    }};
-}
+const COMMITTED: &str = include_str!("../abi.lock");
 
-fn contract() -> String {
-    let kinds = [
+fn describe() -> String {
+    let mut text = String::new();
+    let mut line = |line: String| writeln!(text, "{line}").unwrap();
+    line(format!("abi {ABI_VERSION}"));
+    line(format!(
+        "metadata {METADATA_V4:?} {METADATA_V6:?} port {METADATA_PORT}"
+    ));
+    line(format!(
+        "listener port {DEFAULT_LISTENER_PORT} mark {NEUTRON_MARK}"
+    ));
+    line(format!("TenantKey size {}", size_of::<TenantKey>()));
+    line(format!(
+        "  netns_cookie at {}",
+        offset_of!(TenantKey, netns_cookie)
+    ));
+    line(format!("TenantValue size {}", size_of::<TenantValue>()));
+    line(format!("  uuid at {}", offset_of!(TenantValue, uuid)));
+    line(format!("  kind at {}", offset_of!(TenantValue, kind)));
+    line(format!("  writer at {}", offset_of!(TenantValue, writer)));
+    line(format!("  padding at {}", offset_of!(TenantValue, padding)));
+    for kind in [
         TenantKind::Router,
         TenantKind::Network,
         TenantKind::OvnNetwork,
-    ];
-    let kinds: String = kinds
-        .iter()
-        .map(|kind| format!("kind {kind:?} {}\n", *kind as u8))
-        .collect();
-    let outcomes: String = Outcome::ALL
-        .iter()
-        .map(|outcome| format!("outcome {} {}\n", outcome.index(), outcome.label()))
-        .collect();
-    let names = [
+    ] {
+        line(format!("kind {} {kind:?}", kind as u8));
+    }
+    line(format!("writer {WRITER_OTHER} other, {WRITER_AGENT} agent"));
+    for outcome in Outcome::ALL {
+        line(format!("outcome {} {}", outcome.index(), outcome.label()));
+    }
+    for name in [
         names::TENANTS,
         names::OUTCOMES,
         names::DIALLED,
@@ -59,44 +59,38 @@ fn contract() -> String {
         names::LISTENER_PORT,
         names::LISTENER_V4_ONLY,
         names::DEBUG_LOG,
-    ];
-    let names: String = names.iter().map(|name| format!("name {name}\n")).collect();
-    [
-        format!("version {ABI_VERSION}\n"),
-        layout!(TenantKey { netns_cookie }),
-        layout!(TenantValue {
-            uuid,
-            kind,
-            writer,
-            padding
-        }),
-        kinds,
-        outcomes,
-        names,
-        format!("metadata-v4 {METADATA_V4:?}\nmetadata-v6 {METADATA_V6:x?}\n"),
-        format!("metadata-port {METADATA_PORT}\nlistener-port {DEFAULT_LISTENER_PORT}\n"),
-        format!("writer agent {WRITER_AGENT} other {WRITER_OTHER}\n"),
-        format!("neutron-mark {NEUTRON_MARK:#x}\n"),
-    ]
-    .concat()
+    ] {
+        line(format!("name {name}"));
+    }
+    text
 }
 
 #[test]
-fn the_contract_is_the_one_its_version_stands_for() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("abi.lock");
-    let locked = fs::read_to_string(&path).unwrap_or_default();
-    let now = contract();
-    if locked == now {
+fn the_contract_is_the_committed_one() {
+    let described = describe();
+    if described == COMMITTED {
         return;
     }
-    let same_version = locked.lines().next() == now.lines().next();
-    assert!(
-        !same_version,
-        "the contract has changed, so raise ABI_VERSION:\n{now}"
+    let version = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    assert_ne!(
+        version(&described),
+        version(COMMITTED),
+        "the contract changed and ABI_VERSION did not: raise it, then put this into abi.lock:\n\
+         {described}"
     );
-    assert!(
-        env::var_os("UPDATE_ABI_LOCK").is_some(),
-        "write down the new contract: UPDATE_ABI_LOCK=1 cargo test -p metadata-proxy-common"
-    );
-    fs::write(path, now).unwrap();
+    panic!("ABI_VERSION was raised: put this into abi.lock:\n{described}");
+}
+
+#[test]
+fn every_kind_survives_its_byte() {
+    for kind in [
+        TenantKind::Router,
+        TenantKind::Network,
+        TenantKind::OvnNetwork,
+    ] {
+        assert_eq!(TenantKind::from_byte(kind as u8), Some(kind));
+        assert_eq!(TenantValue::by_agent(kind, [7; 16]).kind, kind as u8);
+    }
+    assert_eq!(TenantKind::from_byte(0), None);
+    assert_eq!(TenantKind::from_byte(4), None);
 }

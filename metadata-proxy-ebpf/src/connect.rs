@@ -4,7 +4,9 @@
 //! The agent's own traffic is exempt by construction: its namespace is never in `TENANTS`.
 
 use aya_ebpf::programs::SockAddrContext;
-use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, NEUTRON_MARK, Outcome, TenantKey};
+use metadata_proxy_common::{
+    METADATA_PORT, METADATA_V4, METADATA_V6, NEUTRON_MARK, Outcome, TenantKey,
+};
 
 use crate::{
     globals,
@@ -80,11 +82,16 @@ fn dials_metadata_port(ctx: &SockAddrContext) -> bool {
 /// Everything that must hold before an address may be rewritten.
 #[inline(always)]
 fn prepare(ctx: &SockAddrContext, address: [u32; 4]) -> Result<(), Outcome> {
-    let key = TenantKey { netns_cookie: ctx.netns_cookie() };
+    let key = TenantKey {
+        netns_cookie: ctx.netns_cookie(),
+    };
     if TENANTS.get_ptr(key).is_none() {
         return Err(Outcome::ConnectNoTenant);
     }
-    let mut record = Dialled { address, port: u32::from(METADATA_PORT) };
+    let mut record = Dialled {
+        address,
+        port: u32::from(METADATA_PORT),
+    };
     // SAFETY: the context's socket is the one being connected, alive for the whole call.
     if unsafe { DIALLED.get_or_insert_ptr_mut(ctx, Some(&mut record)) }.is_null() {
         return Err(Outcome::ConnectUnrecorded);

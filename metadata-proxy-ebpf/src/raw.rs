@@ -19,7 +19,7 @@ use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
 use crate::globals;
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device a frame arrived on.
-const CURRENT_NETNS: u64 = -1_i64 as u64;
+const CURRENT_NETNS: u64 = (-1_i64).cast_unsigned();
 /// `BPF_TCP_TIME_WAIT` of `enum tcp_state` (include/uapi/linux/bpf.h).
 const TCP_TIME_WAIT: u32 = 6;
 /// `BPF_TCP_LISTEN`.
@@ -28,6 +28,8 @@ const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
+/// Bytes of an `SO_MARK`.
+const MARK_LEN: i32 = 4;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
@@ -97,7 +99,11 @@ impl TcpHeader {
 ///
 /// # Safety
 /// Implemented only for types of byte arrays and bytes.
-pub(crate) unsafe trait Bytes: Copy {}
+pub(crate) unsafe trait Bytes: Copy {
+    /// Its length, as the kernel's helpers take it.
+    #[expect(clippy::cast_possible_truncation, reason = "headers are far shorter")]
+    const LEN: u32 = size_of::<Self>() as u32;
+}
 // SAFETY: bytes only.
 unsafe impl Bytes for Ipv4Header {}
 // SAFETY: bytes only.
@@ -164,26 +170,38 @@ impl Tuple {
             dport: u16::from_ne_bytes(tcp.destination),
         };
         tuple.__bindgen_anon_1.ipv4 = ipv4;
-        Self { tuple, len: TUPLE_V4_LEN }
+        Self {
+            tuple,
+            len: TUPLE_V4_LEN,
+        }
     }
 
     /// Of an IPv6 segment.
     #[inline(always)]
     pub(crate) fn v6(ip: &Ipv6Header, tcp: &TcpHeader) -> Self {
-        Self::of_words(words(ip.source), words(ip.destination), tcp.source, tcp.destination)
+        Self::of_words(
+            words(ip.source),
+            words(ip.destination),
+            tcp.source,
+            tcp.destination,
+        )
     }
 
     #[inline(always)]
     fn of_words(saddr: [u32; 4], daddr: [u32; 4], sport: [u8; 2], dport: [u8; 2]) -> Self {
         // SAFETY: a tuple is integers; zero is a value.
         let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
-        tuple.__bindgen_anon_1.ipv6 = aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr,
-            daddr,
-            sport: u16::from_ne_bytes(sport),
-            dport: u16::from_ne_bytes(dport),
-        };
-        Self { tuple, len: TUPLE_V6_LEN }
+        tuple.__bindgen_anon_1.ipv6 =
+            aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr,
+                daddr,
+                sport: u16::from_ne_bytes(sport),
+                dport: u16::from_ne_bytes(dport),
+            };
+        Self {
+            tuple,
+            len: TUPLE_V6_LEN,
+        }
     }
 }
 
@@ -205,9 +223,20 @@ impl Socket<'_> {
     /// Whether segments of its tuple belong to it: open or opening, neither listening nor past.
     #[inline(always)]
     pub(crate) fn is_of_a_connection(&self) -> bool {
-        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
-        let state = unsafe { (*self.sock.as_ptr()).state };
+        let state = self.state();
         state != TCP_LISTEN && state != TCP_TIME_WAIT
+    }
+
+    /// Whether it is what is left of a connection that is over.
+    #[inline(always)]
+    pub(crate) fn is_in_time_wait(&self) -> bool {
+        self.state() == TCP_TIME_WAIT
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
+        unsafe { (*self.sock.as_ptr()).state }
     }
 
     /// Whether it is a listening socket.
@@ -233,9 +262,9 @@ impl Socket<'_> {
             bpf_tcp_check_syncookie(
                 self.sock.as_ptr().cast(),
                 core::ptr::from_mut(ip).cast(),
-                size_of::<I>() as u32,
+                I::LEN,
                 core::ptr::from_mut(tcp).cast(),
-                size_of::<TcpHeader>() as u32,
+                TcpHeader::LEN,
             )
         };
         verdict == 0
@@ -255,7 +284,10 @@ pub(crate) fn look_up<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a
             0,
         )
     };
-    NonNull::new(sock).map(|sock| Socket { sock, lookup: PhantomData })
+    NonNull::new(sock).map(|sock| Socket {
+        sock,
+        lookup: PhantomData,
+    })
 }
 
 /// Finds the listener for a segment.
@@ -280,7 +312,10 @@ pub(crate) fn look_up_listener<'a>(
         // SAFETY: a tuple is integers; zero is a value.
         let mut tuple: bpf_sock_tuple = unsafe { mem::zeroed() };
         tuple.__bindgen_anon_1.ipv4 = sought;
-        Tuple { tuple, len: TUPLE_V4_LEN }
+        Tuple {
+            tuple,
+            len: TUPLE_V4_LEN,
+        }
     } else {
         // The source port is kept so that a group of listeners spreads; addresses do not matter to
         // a wildcard socket. An open connection can not match: nobody is connected from `::`.
@@ -358,7 +393,12 @@ impl SockAddr for SockAddrContext {
         // The field holds the 16-bit network-order port in its first two bytes.
         // SAFETY: the context is valid for the whole call, and this field may be read.
         let port = unsafe { (*self.sock_addr).user_port };
-        u16::from_be(port as u16)
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the port is in the low half"
+        )]
+        let port = port as u16;
+        u16::from_be(port)
     }
 
     #[inline(always)]
@@ -388,7 +428,7 @@ impl SockAddr for SockAddrContext {
                 SOL_SOCKET,
                 SO_MARK,
                 core::ptr::from_mut(&mut mark).cast(),
-                size_of::<u32>() as i32,
+                MARK_LEN,
             )
         };
         result == 0

@@ -45,14 +45,18 @@ pub(crate) enum Parsed {
 /// Parses a frame as far as needed to know whether, and for whom, it is metadata traffic.
 #[inline(always)]
 pub(crate) fn parse(ctx: &TcContext) -> Parsed {
-    let Some(mut ethertype) = raw::load_u16(ctx, ETHERNET_LEN - 2) else { return Parsed::Other };
+    let Some(mut ethertype) = raw::load_u16(ctx, ETHERNET_LEN - 2) else {
+        return Parsed::Other;
+    };
     let mut l3 = ETHERNET_LEN;
     // The kernel has taken the outer tag off a received frame; a second one is still there.
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        let Some(inner) = raw::load_u16(ctx, l3 + 2) else { return Parsed::Other };
+        let Some(inner) = raw::load_u16(ctx, l3 + 2) else {
+            return Parsed::Other;
+        };
         ethertype = inner;
         l3 += VLAN_TAG_LEN;
     }
@@ -65,7 +69,9 @@ pub(crate) fn parse(ctx: &TcContext) -> Parsed {
 
 #[inline(always)]
 fn parse_v4(ctx: &TcContext, l3: usize) -> Parsed {
-    let Some(ip) = raw::load::<Ipv4Header>(ctx, l3) else { return Parsed::Other };
+    let Some(ip) = raw::load::<Ipv4Header>(ctx, l3) else {
+        return Parsed::Other;
+    };
     if ip.destination != METADATA_V4 || ip.protocol != PROTOCOL_TCP {
         return Parsed::Other;
     }
@@ -86,7 +92,9 @@ fn parse_v4(ctx: &TcContext, l3: usize) -> Parsed {
 
 #[inline(always)]
 fn parse_v6(ctx: &TcContext, l3: usize) -> Parsed {
-    let Some(ip) = raw::load::<Ipv6Header>(ctx, l3) else { return Parsed::Other };
+    let Some(ip) = raw::load::<Ipv6Header>(ctx, l3) else {
+        return Parsed::Other;
+    };
     if ip.destination != METADATA_V6 {
         return Parsed::Other;
     }
@@ -130,7 +138,9 @@ enum Tcp {
 /// Parses the TCP header at `l4`, of which the IP header says that `len` bytes are there.
 #[inline(always)]
 fn parse_tcp(ctx: &TcContext, l4: usize, len: usize) -> Tcp {
-    let Some(tcp) = raw::load_at::<TcpHeader>(ctx, l4) else { return Tcp::Malformed };
+    let Some(tcp) = raw::load_at::<TcpHeader>(ctx, l4) else {
+        return Tcp::Malformed;
+    };
     if u16::from_be_bytes(tcp.destination) != METADATA_PORT {
         return Tcp::OtherPort;
     }

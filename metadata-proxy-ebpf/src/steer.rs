@@ -48,6 +48,13 @@ fn steer_segment(
         if socket.is_of_a_connection() {
             return assign(ctx, &socket, Outcome::SteeredEstablished);
         }
+        // A guest uses a port again whose last connection lingers in TIME_WAIT. Given to the
+        // listener, the kernel drops the SYN as a duplicate (since 6.10, inet_ehash_insert). Passed
+        // on, it meets the old socket, whose ACK the guest resets, which ends it: the guest's next
+        // SYN, a moment later, is steered.
+        if tcp.is_syn() && socket.is_in_time_wait() {
+            return Outcome::PassedStray;
+        }
     }
     let outcome = if tcp.is_syn() {
         Outcome::SteeredSyn
@@ -67,7 +74,11 @@ fn steer_segment(
 
 #[inline(always)]
 fn assign(ctx: &TcContext, socket: &Socket<'_>, outcome: Outcome) -> Outcome {
-    let outcome = if socket.assign(ctx) { outcome } else { Outcome::PassedAssignRefused };
+    let outcome = if socket.assign(ctx) {
+        outcome
+    } else {
+        Outcome::PassedAssignRefused
+    };
     if globals::debug_log() {
         debug!(ctx, "steer: {}", outcome.label());
     }

@@ -1,7 +1,7 @@
 //! What the kernel is told: one table from outcome to verdict for each kind of program.
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
-use metadata_proxy_common::{Outcome, Outcome::*};
+use metadata_proxy_common::Outcome;
 
 use crate::{globals, maps};
 
@@ -13,14 +13,24 @@ const ALLOW: i32 = 1;
 
 /// Verdict for a frame. `None`: not metadata traffic, which is not even counted.
 pub(crate) fn classify(outcome: Option<Outcome>) -> i32 {
-    let Some(outcome) = outcome else { return TC_ACT_UNSPEC };
+    let Some(outcome) = outcome else {
+        return TC_ACT_UNSPEC;
+    };
     maps::count(outcome);
     match outcome {
-        SteeredEstablished | SteeredSyn | SteeredSyncookie => TC_ACT_OK as i32,
+        Outcome::SteeredEstablished | Outcome::SteeredSyn | Outcome::SteeredSyncookie => TC_ACT_OK,
         // Untouched: whatever else is attached to this device still sees the frame.
-        PassedStray | PassedNoListener | PassedAssignRefused | PassedFragment | PassedMalformed
-        | ConnectRewritten | ConnectNoTenant | ConnectUnrecorded | PeerNameRestored
-        | LookupAssigned | LookupUnassigned => TC_ACT_UNSPEC,
+        Outcome::PassedStray
+        | Outcome::PassedNoListener
+        | Outcome::PassedAssignRefused
+        | Outcome::PassedFragment
+        | Outcome::PassedMalformed
+        | Outcome::ConnectRewritten
+        | Outcome::ConnectNoTenant
+        | Outcome::ConnectUnrecorded
+        | Outcome::PeerNameRestored
+        | Outcome::LookupAssigned
+        | Outcome::LookupUnassigned => TC_ACT_UNSPEC,
     }
 }
 

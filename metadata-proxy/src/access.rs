@@ -29,8 +29,9 @@ use crate::{
 };
 
 /// Bounds of the duration histograms, seconds.
-const BUCKETS: [f64; 12] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+const BUCKETS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -141,15 +142,24 @@ impl Metrics {
     pub fn upstream_failed(&self, tenant: Tenant, error: &dyn std::error::Error) {
         if once_a_second(&self.last_upstream_failure) {
             warn!(%tenant, %error, "no answer from the upstream");
-            let last = LastError { message: error.to_string(), at_unix: now_unix() };
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+            let last = LastError {
+                message: error.to_string(),
+                at_unix: now_unix(),
+            };
+            *self
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(last);
         }
     }
 
     /// The last thing that went wrong with the upstream.
     #[must_use]
     pub fn last_upstream_error(&self) -> Option<LastError> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Has an answer recorded when its last byte is given to the guest, or it is dropped.
@@ -183,7 +193,10 @@ fn once_a_second(last: &AtomicU64) -> bool {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// What is known of a request when its answer begins.
@@ -217,8 +230,17 @@ struct Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Access { tenant, guest, method, uri, status, error, started, spent, is_logged } =
-            &self.access;
+        let Access {
+            tenant,
+            guest,
+            method,
+            uri,
+            status,
+            error,
+            started,
+            spent,
+            is_logged,
+        } = &self.access;
         let total = started.elapsed();
         self.duration.observe(total.as_secs_f64());
         self.sent_bytes.inc_by(self.bytes);

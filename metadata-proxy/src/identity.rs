@@ -56,6 +56,10 @@ impl Tenant {
 
     /// Value of the header that carries this tenant upstream.
     #[must_use]
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "a UUID's digits and dashes are a header value"
+    )]
     pub fn tag_value(&self) -> HeaderValue {
         let mut buffer = Uuid::encode_buffer();
         let text: &str = self.id.hyphenated().encode_lower(&mut buffer);
@@ -193,10 +197,15 @@ impl Identity {
     ) -> Result<Self, Refused> {
         let (expected, namespace) = listener;
         if !caller.dialled_metadata() {
-            return Err(Refused::NotSteered { local: caller.local });
+            return Err(Refused::NotSteered {
+                local: caller.local,
+            });
         }
         if caller.netns != namespace {
-            return Err(Refused::OtherNamespace { expected: namespace, found: caller.netns });
+            return Err(Refused::OtherNamespace {
+                expected: namespace,
+                found: caller.netns,
+            });
         }
         match kernel.tenant(caller.netns) {
             Ok(Some(found)) if found == expected => Ok(Self { tenant: found }),
@@ -225,8 +234,14 @@ mod tests {
     use super::*;
     use crate::kernel::fake::FakeKernel;
 
-    const TENANT: Tenant = Tenant { kind: TenantKind::Router, id: Uuid::from_u128(1) };
-    const OTHER: Tenant = Tenant { kind: TenantKind::Network, id: Uuid::from_u128(1) };
+    const TENANT: Tenant = Tenant {
+        kind: TenantKind::Router,
+        id: Uuid::from_u128(1),
+    };
+    const OTHER: Tenant = Tenant {
+        kind: TenantKind::Network,
+        id: Uuid::from_u128(1),
+    };
     const HERE: NetnsCookie = NetnsCookie(7);
 
     fn caller(local: &str, netns: NetnsCookie) -> Caller {
@@ -255,17 +270,35 @@ mod tests {
     #[test]
     fn whatever_does_not_fit_is_refused() {
         let steered = caller("169.254.169.254:80", HERE);
-        assert!(matches!(prove(&steered, None), Err(Refused::NoTenant(HERE))));
-        assert!(matches!(prove(&steered, Some(OTHER)), Err(Refused::OtherTenant { .. })));
+        assert!(matches!(
+            prove(&steered, None),
+            Err(Refused::NoTenant(HERE))
+        ));
+        assert!(matches!(
+            prove(&steered, Some(OTHER)),
+            Err(Refused::OtherTenant { .. })
+        ));
         let elsewhere = caller("169.254.169.254:80", NetnsCookie(8));
-        assert!(matches!(prove(&elsewhere, Some(TENANT)), Err(Refused::OtherNamespace { .. })));
+        assert!(matches!(
+            prove(&elsewhere, Some(TENANT)),
+            Err(Refused::OtherNamespace { .. })
+        ));
         let direct = caller("10.0.0.1:9697", HERE);
-        assert!(matches!(prove(&direct, Some(TENANT)), Err(Refused::NotSteered { .. })));
+        assert!(matches!(
+            prove(&direct, Some(TENANT)),
+            Err(Refused::NotSteered { .. })
+        ));
     }
 
     #[test]
     fn each_kind_has_its_own_tag() {
-        let tag = |kind| Tenant { kind, id: Uuid::nil() }.tag_name();
+        let tag = |kind| {
+            Tenant {
+                kind,
+                id: Uuid::nil(),
+            }
+            .tag_name()
+        };
         assert_eq!(tag(TenantKind::Router), "X-Neutron-Router-ID");
         assert_eq!(tag(TenantKind::Network), "X-Neutron-Network-ID");
         assert_eq!(tag(TenantKind::OvnNetwork), "X-OVN-Network-ID");

@@ -12,9 +12,13 @@ use std::{
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
+use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::{kernel::NetnsCookie, netns};
+use crate::{
+    kernel::{KernelRelease, NetnsCookie},
+    netns,
+};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -38,21 +42,21 @@ pub fn bind(port: u16) -> io::Result<TcpListener> {
     } else {
         Ipv4Addr::UNSPECIFIED.into()
     };
-    bind_at(SocketAddr::new(any, port), None)
+    bind_at(SocketAddr::new(any, port))
 }
 
 /// Binds one more address in the namespace the calling thread is in.
 ///
 /// # Errors
 /// What the system says.
-pub fn bind_at(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    let mut address = address;
-    if let SocketAddr::V6(v6) = &mut address {
+pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    if let SocketAddr::V6(v6) = &address {
         socket.set_only_v6(!v6.ip().is_unspecified())?;
-        if let (true, Some(interface)) = (v6.ip().is_unicast_link_local(), interface) {
-            v6.set_scope_id(nix::net::if_::if_nametoindex(interface)?);
-        }
     }
     socket.set_reuse_address(true)?;
     // haproxy sets it too: both can be bound while a node is migrated from one to the other.
@@ -63,6 +67,9 @@ pub fn bind_at(address: SocketAddr, interface: Option<&str>) -> io::Result<TcpLi
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
+    if !shared_sockets_can_be_assigned() {
+        socket.set_reuse_port(false)?;
+    }
     Ok(socket.into())
 }
 
@@ -82,12 +89,26 @@ fn be_transparent(socket: &Socket) -> io::Result<()> {
     }
 }
 
+/// Before Linux 6.6 `bpf_sk_assign` refuses a socket that has `SO_REUSEPORT` (`ESOCKTNOSUPPORT`,
+/// net/core/filter.c), so there the listener gives it up once it is bound: a haproxy that is bound
+/// already stays, one that comes later cannot bind.
+fn shared_sockets_can_be_assigned() -> bool {
+    uname().is_ok_and(|uname| {
+        let release = uname.release().to_string_lossy().parse::<KernelRelease>();
+        release.is_ok_and(|release| release.at_least(6, 6))
+    })
+}
+
 /// Reads the cookie of the namespace the calling thread is in.
 ///
 /// # Errors
 /// What the system says; kernels before 5.14 do not know cookies.
 pub fn netns_cookie() -> io::Result<NetnsCookie> {
-    netns::cookie_of(Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?)
+    netns::cookie_of(Socket::new(
+        Domain::IPV4,
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?)
 }
 
 /// What the kernel says of an accepted connection; nothing here comes from the guest's bytes.
@@ -113,9 +134,17 @@ impl Caller {
         let local = canonical(local);
         let netns = netns::cookie_of(stream)?;
         // Asked only where it matters: on the metadata port the local address is what was dialled.
-        let original =
-            if is_metadata(local) { None } else { original_destination(stream, local) };
-        Ok(Self { peer, local, original, netns })
+        let original = if is_metadata(local) {
+            None
+        } else {
+            original_destination(stream, local)
+        };
+        Ok(Self {
+            peer,
+            local,
+            original,
+            netns,
+        })
     }
 
     /// Whether the connection was brought here by steering: the metadata address was dialled, or a
@@ -142,9 +171,13 @@ fn is_metadata(address: SocketAddr) -> bool {
 
 /// What was dialled before a `REDIRECT` rule changed it; `None` where no rule did.
 fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketAddr> {
-    let level = if local.is_ipv4() { libc::SOL_IP } else { libc::SOL_IPV6 };
+    let level = if local.is_ipv4() {
+        libc::SOL_IP
+    } else {
+        libc::SOL_IPV6
+    };
     let mut storage = MaybeUninit::<SockAddrStorage>::zeroed();
-    let mut len = size_of::<SockAddrStorage>() as libc::socklen_t;
+    let mut len = libc::socklen_t::try_from(size_of::<SockAddrStorage>()).ok()?;
     // SAFETY: the buffer is as large as any socket address and `len` says so.
     let result = unsafe {
         libc::getsockopt(
@@ -198,7 +231,11 @@ mod tests {
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
         let (stream, peer) = listener.accept().unwrap();
         let caller = Caller::of(&stream, peer, stream.local_addr().unwrap()).unwrap();
-        assert_eq!(caller.peer, client.local_addr().unwrap(), "mapped addresses are reduced");
+        assert_eq!(
+            caller.peer,
+            client.local_addr().unwrap(),
+            "mapped addresses are reduced"
+        );
         assert_eq!(caller.netns, netns::cookie_of(&client).unwrap());
         assert!(caller.dialled_metadata());
     }

@@ -5,6 +5,7 @@
 //! own namespace, the process aborts: everything after that would act on the wrong tenant.
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::{
@@ -24,14 +25,22 @@ use nix::{
 use tokio::sync::oneshot;
 use tracing::error;
 
-use crate::kernel::NetnsCookie;
-
 /// Magic number of the filesystem that namespaces' files live on (`include/uapi/linux/magic.h`).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
-/// `NS_GET_NSTYPE` (ioctl_ns(2)): which kind of namespace a file is.
+/// `NS_GET_NSTYPE` (`ioctl_ns(2)`): which kind of namespace a file is.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 /// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): the namespace a socket lives in.
 const SIOCGSKNS: libc::c_ulong = 0x894c;
+
+/// Cookie of a network namespace: never reused while the kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsCookie(pub u64);
+
+impl fmt::Display for NetnsCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Which namespace: device and inode number of its file. Reused after the namespace is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +56,10 @@ impl NetnsId {
     /// What the system says of the path.
     pub fn of_path(path: &Path) -> io::Result<Self> {
         let metadata = std::fs::metadata(path)?;
-        Ok(Self { device: metadata.dev(), inode: metadata.ino() })
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
     }
 
     /// The inode number, as `ls -i` and `lsns` show it.
@@ -100,10 +112,13 @@ impl Netns {
     /// # Errors
     /// [`NetnsError::Open`], or [`NetnsError::NotANamespace`].
     pub fn open(path: &Path) -> Result<Self, NetnsError> {
-        let file = File::open(path)
-            .map_err(|source| NetnsError::Open { path: path.to_owned(), source })?;
-        Self::from_fd(file.into())
-            .ok_or_else(|| NetnsError::NotANamespace { path: path.to_owned() })
+        let file = File::open(path).map_err(|source| NetnsError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::from_fd(file.into()).ok_or_else(|| NetnsError::NotANamespace {
+            path: path.to_owned(),
+        })
     }
 
     /// Takes a file descriptor of a namespace; `None` if it is something else.
@@ -118,7 +133,10 @@ impl Netns {
             return None;
         }
         let stat = nix::sys::stat::fstat(&fd).ok()?;
-        let id = NetnsId { device: stat.st_dev, inode: stat.st_ino };
+        let id = NetnsId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        };
         Some(Self { fd, id })
     }
 
@@ -164,7 +182,7 @@ impl Netns {
 /// What the system says; kernels before 5.14 do not know the option.
 pub fn cookie_of(socket: impl AsFd) -> io::Result<NetnsCookie> {
     let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: the buffer is eight bytes and `len` says so.
     let result = unsafe {
         libc::getsockopt(
@@ -175,7 +193,11 @@ pub fn cookie_of(socket: impl AsFd) -> io::Result<NetnsCookie> {
             &raw mut len,
         )
     };
-    if result == 0 { Ok(NetnsCookie(cookie)) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(NetnsCookie(cookie))
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 type Job = Box<dyn FnOnce(&Home) + Send>;
@@ -197,11 +219,13 @@ impl NetnsThread {
     pub fn start() -> io::Result<Self> {
         let home = Home(Netns::current().map_err(io::Error::other)?);
         let (jobs, inbox) = mpsc::channel::<Job>();
-        thread::Builder::new().name("netns".to_owned()).spawn(move || {
-            for job in inbox {
-                job(&home);
-            }
-        })?;
+        thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn(move || {
+                for job in inbox {
+                    job(&home);
+                }
+            })?;
         Ok(Self { jobs })
     }
 

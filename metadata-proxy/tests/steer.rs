@@ -6,6 +6,8 @@
 //!
 //! Needs root. Runs in a network namespace of its own, with a bpffs directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
 use std::{net::TcpListener, path::PathBuf, thread};
 
 use metadata_proxy::{
@@ -35,9 +37,14 @@ struct Bench {
 impl Bench {
     fn new(name: &str) -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
-        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        let up = std::process::Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
         assert!(up.expect("iproute2 is needed").success());
-        let dir = PathBuf::from(format!("/sys/fs/bpf/mdp-test-{name}-{}", std::process::id()));
+        let dir = PathBuf::from(format!(
+            "/sys/fs/bpf/mdp-test-{name}-{}",
+            std::process::id()
+        ));
         let kernel = EbpfKernel::load(KernelOptions {
             bpffs_dir: dir.clone(),
             listener_port: PORT,
@@ -74,7 +81,11 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         self.kernel.remove_pins();
-        assert!(!self.dir.exists(), "pins are left in {}", self.dir.display());
+        assert!(
+            !self.dir.exists(),
+            "pins are left in {}",
+            self.dir.display()
+        );
     }
 }
 
@@ -106,7 +117,11 @@ fn ipv4(destination: [u8; 4], options: &[u8], fragment: u16, payload: &[u8]) -> 
     let header_len = 20 + options.len();
     let mut ip = vec![0_u8; 20];
     ip[0] = 0x40 | u8::try_from(header_len / 4).unwrap();
-    ip[2..4].copy_from_slice(&u16::try_from(header_len + payload.len()).unwrap().to_be_bytes());
+    ip[2..4].copy_from_slice(
+        &u16::try_from(header_len + payload.len())
+            .unwrap()
+            .to_be_bytes(),
+    );
     ip[6..8].copy_from_slice(&fragment.to_be_bytes());
     ip[8] = 64;
     ip[9] = 6;
@@ -196,7 +211,10 @@ fn fragments_and_contradictions_are_left_alone() {
         }
         let mut fragment = vec![6, 0, 0, 1, 0, 0, 0, 9];
         fragment.extend(&segment);
-        bench.run(&ipv6(METADATA_V6, 44, &fragment), Some(Outcome::PassedFragment));
+        bench.run(
+            &ipv6(METADATA_V6, 44, &fragment),
+            Some(Outcome::PassedFragment),
+        );
         for (at, byte) in [(14, 0x44), (14, 0x65), (16, 0), (46, 0x10), (46, 0xf0)] {
             let mut frame = syn_v4();
             frame[at] = byte;
@@ -206,7 +224,10 @@ fn fragments_and_contradictions_are_left_alone() {
             bench.run(&frame, Some(Outcome::PassedMalformed));
         }
         bench.run(&syn_v4()[..40], Some(Outcome::PassedMalformed));
-        bench.run(&ipv6(METADATA_V6, 60, &[6, 200]), Some(Outcome::PassedMalformed));
+        bench.run(
+            &ipv6(METADATA_V6, 60, &[6, 200]),
+            Some(Outcome::PassedMalformed),
+        );
     });
 }
 
@@ -229,12 +250,19 @@ fn an_open_connection_keeps_its_socket() {
     in_own_namespace("open", |bench| {
         // A listener on the metadata address itself, whose connection steer must find.
         let ip = |args: &[&str]| {
-            assert!(std::process::Command::new("ip").args(args).status().unwrap().success());
+            assert!(
+                std::process::Command::new("ip")
+                    .args(args)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
         };
         ip(&["addr", "add", "169.254.169.254/32", "dev", "lo"]);
         ip(&["addr", "add", "10.0.0.5/32", "dev", "lo"]);
-        let listener = listener::bind_at("169.254.169.254:80".parse().unwrap(), None).unwrap();
-        let guest = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = listener::bind_at("169.254.169.254:80".parse().unwrap()).unwrap();
+        let guest =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let address = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
         guest.bind(&address("10.0.0.5:40000")).unwrap();
         guest.connect(&address("169.254.169.254:80")).unwrap();
@@ -254,15 +282,19 @@ fn random_frames_are_never_changed_and_only_metadata_is_counted() {
         let frames = prop_oneof![
             prop::collection::vec(any::<u8>(), 14..200),
             // Nearly right frames reach deeper.
-            (any::<bool>(), any::<prop::sample::Index>(), any::<u8>(), 14_usize..80).prop_map(
-                |(v4, at, byte, len)| {
+            (
+                any::<bool>(),
+                any::<prop::sample::Index>(),
+                any::<u8>(),
+                14_usize..80
+            )
+                .prop_map(|(v4, at, byte, len)| {
                     let mut frame = if v4 { syn_v4() } else { syn_v6() };
                     let at = at.index(frame.len());
                     frame[at] = byte;
                     frame.truncate(len);
                     frame
-                }
-            ),
+                }),
         ];
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
             cases: 4000,
@@ -271,10 +303,24 @@ fn random_frames_are_never_changed_and_only_metadata_is_counted() {
         });
         runner
             .run(&frames, |frame| {
-                let before: u64 = bench.kernel.outcomes().unwrap().iter().map(|(_, n)| n).sum();
+                let before: u64 = bench
+                    .kernel
+                    .outcomes()
+                    .unwrap()
+                    .iter()
+                    .map(|(_, n)| n)
+                    .sum();
                 // The kernel runs nothing on a frame that ends inside its IP header.
-                let Ok(run) = bench.kernel.run_steer(&frame, 1) else { return Ok(()) };
-                let after: u64 = bench.kernel.outcomes().unwrap().iter().map(|(_, n)| n).sum();
+                let Ok(run) = bench.kernel.run_steer(&frame, 1) else {
+                    return Ok(());
+                };
+                let after: u64 = bench
+                    .kernel
+                    .outcomes()
+                    .unwrap()
+                    .iter()
+                    .map(|(_, n)| n)
+                    .sum();
                 prop_assert_eq!(&run.frame, &frame);
                 let names_metadata = frame.windows(4).any(|four| four == METADATA_V4)
                     || frame.windows(16).any(|sixteen| sixteen == METADATA_V6);

@@ -71,6 +71,12 @@ impl Footprint {
         Ok(Self(seen))
     }
 
+    /// Adds what was seen elsewhere, marked with the name of that place.
+    pub fn include(&mut self, place: &str, other: &Self) {
+        self.0
+            .extend(other.0.iter().map(|line| format!("{place}: {line}")));
+    }
+
     /// What is here and not in `before`.
     #[must_use]
     pub fn beyond<'a>(&'a self, before: &Self) -> Vec<&'a str> {

@@ -38,12 +38,40 @@ pub struct RateLimit {
     pub burst_limit: u32,
 }
 
+/// How long haproxy waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For the head of a request.
+    pub request_head: Duration,
+    /// For a connection to the agent.
+    pub connect: Duration,
+    /// For the next bytes of a guest.
+    pub client: Duration,
+    /// For the next bytes of the agent.
+    pub server: Duration,
+    /// For the next request on a connection.
+    pub keep_alive: Duration,
+}
+
+impl Timeouts {
+    /// As Neutron configures them.
+    pub const NEUTRON: Self = Self {
+        request_head: Duration::from_secs(30),
+        connect: Duration::from_secs(30),
+        client: Duration::from_secs(32),
+        server: Duration::from_secs(32),
+        keep_alive: Duration::from_secs(30),
+    };
+}
+
 /// How a proxy is to be started.
 #[derive(Clone, Debug)]
 pub struct Builder {
     program: PathBuf,
+    log: PathBuf,
     rate_limit: Option<RateLimit>,
-    ipv4_only: bool,
+    timeouts: Timeouts,
+    ipv6: bool,
 }
 
 impl Builder {
@@ -54,6 +82,13 @@ impl Builder {
         self
     }
 
+    /// Logs to this socket instead of `/dev/log`.
+    #[must_use]
+    pub fn log(mut self, socket: &Path) -> Self {
+        socket.clone_into(&mut self.log);
+        self
+    }
+
     /// Limits requests.
     #[must_use]
     pub const fn rate_limit(mut self, limit: RateLimit) -> Self {
@@ -61,10 +96,17 @@ impl Builder {
         self
     }
 
-    /// Binds IPv4 only, as on a node whose kernel has IPv6 switched off.
+    /// Waits for other times than Neutron's, for tests that wait too.
+    #[must_use]
+    pub const fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// Listens for IPv4 only, as where the node has no IPv6.
     #[must_use]
     pub const fn ipv4_only(mut self) -> Self {
-        self.ipv4_only = true;
+        self.ipv6 = false;
         self
     }
 
@@ -122,11 +164,11 @@ impl Builder {
         let id = tenant.id;
         let bind = match tenant.kind {
             Kind::Router => {
-                let any = if self.ipv4_only { "0.0.0.0" } else { "::" };
+                let any = if self.ipv6 { "::" } else { "0.0.0.0" };
                 format!("    bind {any}:{}\n", neutron::METADATA_PORT)
             }
             Kind::Network | Kind::OvnNetwork => {
-                let subnet = tenant.subnets.first().filter(|_| !self.ipv4_only);
+                let subnet = tenant.subnets.first().filter(|_| self.ipv6);
                 let v6 = subnet.map_or_else(String::new, |subnet| {
                     format!(
                         "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
@@ -151,15 +193,25 @@ impl Builder {
             .rate_limit
             .as_ref()
             .map_or_else(Default::default, rate_limits);
-        let (pid_file, agent) = (pid_file.display(), agent.display());
+        let (pid_file, log, agent) = (pid_file.display(), self.log.display(), agent.display());
+        let Timeouts {
+            request_head,
+            connect,
+            client,
+            server,
+            keep_alive,
+        } = self.timeouts;
+        let [request_head, connect, client, server, keep_alive] =
+            [request_head, connect, client, server, keep_alive].map(written);
         format!(
-            "global\n    log /dev/log local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+            "global\n    log {log} local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
              user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
              daemon\n\n\
              defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
              option http-server-close\n    option forwardfor\n    retries 3\n    \
-             timeout http-request 30s\n    timeout connect 30s\n    timeout client 32s\n    \
-             timeout server 32s\n    timeout http-keep-alive 30s\n\n\
+             timeout http-request {request_head}\n    timeout connect {connect}\n    \
+             timeout client {client}\n    timeout server {server}\n    \
+             timeout http-keep-alive {keep_alive}\n\n\
              {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
         )
     }
@@ -179,8 +231,10 @@ impl Haproxy {
     pub fn builder() -> Builder {
         Builder {
             program: PathBuf::from("haproxy"),
+            log: PathBuf::from("/dev/log"),
             rate_limit: None,
-            ipv4_only: false,
+            timeouts: Timeouts::NEUTRON,
+            ipv6: true,
         }
     }
 
@@ -224,6 +278,15 @@ impl Drop for Haproxy {
         for file in [&self.pid_file, &self.config] {
             let _ = fs::remove_file(file);
         }
+    }
+}
+
+/// A time as haproxy reads it: in seconds where that says it, as Neutron writes it.
+fn written(time: Duration) -> String {
+    if time.subsec_millis() == 0 {
+        format!("{}s", time.as_secs())
+    } else {
+        format!("{}ms", time.as_millis())
     }
 }
 

@@ -6,17 +6,22 @@
 //! see the agent as its users do.
 
 pub mod agent;
+pub mod cloud_init;
 pub mod connection;
+pub mod crowd;
 pub mod curl;
+pub mod document;
 pub mod footprint;
 pub mod gate;
 pub mod haproxy;
+pub mod http_agent;
 pub mod metadata_agent;
 pub mod mountinfo;
 pub mod netns;
 pub mod neutron;
 pub mod node;
 pub mod process;
+pub mod raw_http;
 pub mod subnet;
 pub mod tenant;
 pub mod tenant_map;
@@ -29,6 +34,7 @@ pub use curl::Reply;
 pub use footprint::Footprint;
 pub use gate::Gate;
 pub use haproxy::Haproxy;
+pub use http_agent::HttpAgent;
 pub use metadata_agent::MetadataAgent;
 pub use netns::Netns;
 pub use neutron::NeutronProxy;

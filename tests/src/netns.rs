@@ -4,9 +4,12 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::{
-        fs::{MetadataExt as _, OpenOptionsExt as _},
-        process::CommandExt as _,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+            process::CommandExt as _,
+        },
     },
     panic,
     path::{Path, PathBuf},
@@ -19,6 +22,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     node::Node,
@@ -77,21 +81,18 @@ impl Netns {
                 None::<&str>,
             )
             .with_context(|| format!("cannot mount a namespace on {}", path.display()))?;
+            bring_up_loopback().context("cannot bring loopback up")?;
             SYSCTLS
                 .iter()
                 .try_for_each(|(key, value)| write_sysctl(key, value))
         });
         let opened = made.and_then(|()| File::open(&path).context("cannot open the namespace"));
         match opened {
-            Ok(file) => {
-                let namespace = Self {
-                    path,
-                    file,
-                    _node: node.clone(),
-                };
-                namespace.ip_batch("link set lo up")?;
-                Ok(namespace)
-            }
+            Ok(file) => Ok(Self {
+                path,
+                file,
+                _node: node.clone(),
+            }),
             Err(error) => {
                 let _ = remove(&path);
                 Err(error)
@@ -142,10 +143,18 @@ impl Netns {
     /// When the function panics.
     pub fn run<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_new_thread(|| {
-            setns(&self.file, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("cannot enter {}", self.path.display()))?;
+            self.enter()?;
             function()
         })
+    }
+
+    /// Moves the calling thread into the namespace, for good: it must be used for nothing else.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn enter(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter {}", self.path.display()))
     }
 
     /// Prepares a program that will run inside the namespace.
@@ -261,6 +270,23 @@ fn processes_inside(namespace: &File) -> Result<Vec<u32>> {
                     .is_ok_and(|its| its.ino() == wanted.ino() && its.dev() == wanted.dev())
         });
     Ok(inside.collect())
+}
+
+/// Brings up the loopback device of the calling thread's namespace.
+fn bring_up_loopback() -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    // SAFETY: integers and bytes, of which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l'.cast_signed();
+    request.ifr_name[1] = b'o'.cast_signed();
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP).unwrap_or(1);
+    // SAFETY: the request is valid, and names a device by a string that ends.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// `/proc/sys/net` shows the namespace of whoever opens it.

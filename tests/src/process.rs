@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill},
+    sys::signal::{SigSet, Signal, kill},
     unistd::Pid,
 };
 
@@ -77,16 +77,30 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a program that writes its output to the file `log`.
+    /// Starts a program that writes its output to the file `log`, with no signal blocked.
     ///
     /// # Errors
     /// It could not be started.
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+        let stderr = file.try_clone().context("cannot share the log")?;
+        Self::start_writing(name, command.stdout(file).stderr(stderr), log)
+    }
+
+    /// Starts a program whose output goes where the command says, with no signal blocked; `log` is
+    /// shown as its log all the same.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start_writing(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
+        // SAFETY: between fork and exec only sigprocmask(2) is called, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(io::Error::from));
+        }
         let child = command
+            // Ctrl-C in a terminal is for the fixture, which then ends this program properly.
+            .process_group(0)
             .stdin(Stdio::null())
-            .stdout(file.try_clone().context("cannot share the log")?)
-            .stderr(file)
             .spawn()
             .with_context(|| cannot_start(command))?;
         Ok(Self {
@@ -268,6 +282,17 @@ mod tests {
             .stop(Duration::from_secs(5))
             .unwrap();
         assert!(ended_by(status, Signal::SIGTERM), "{status}");
+    }
+
+    #[test]
+    fn a_signal_blocked_here_reaches_the_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGTERM);
+        set.thread_block().unwrap();
+        let status = sleeper(directory.path()).stop(Duration::from_secs(5));
+        set.thread_unblock().unwrap();
+        assert!(ended_by(status.unwrap(), Signal::SIGTERM));
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Subnet {
                 Some(switch)
             }
         };
-        tenant.netns.ip_batch(&addresses.of_port(&device))?;
+        tenant.netns.ip_batch(&addresses.of_port(&device, guests))?;
         let guests = (1..=guests)
             .zip(namespaces)
             .map(|(number, netns)| {
@@ -176,8 +176,8 @@ impl Addresses {
         mac(self.index, 4 + number)
     }
 
-    /// Commands that give the tenant's device its addresses.
-    fn of_port(&self, device: &str) -> String {
+    /// Commands that give the tenant's device its addresses, and make its guests known to it.
+    fn of_port(&self, device: &str, guests: u8) -> String {
         let Self { index, .. } = self;
         let port = self.port();
         let own = link_local(*index, port);
@@ -189,11 +189,17 @@ impl Addresses {
                  addr add {METADATA_V6_ADDRESS}/128 dev {device} nodad\n"
             )
         };
+        let known: String = (1..=guests)
+            .map(|number| {
+                let (v4, mac) = (self.guest_v4(number), self.guest_mac(number));
+                format!("neigh replace {v4} lladdr {mac} dev {device} nud permanent\n")
+            })
+            .collect();
         format!(
             "link set {device} addrgenmode none\n\
              addr add 10.0.{index}.{port}/24 dev {device}\n\
              addr add {own}/64 dev {device} nodad\n\
-             {metadata}link set {device} up\n"
+             {metadata}link set {device} up\n{known}"
         )
     }
 
@@ -214,12 +220,18 @@ impl Addresses {
                 format!("route add 169.254.169.254/32 via 10.0.{index}.{port}\n")
             }
         };
+        // Nobody has to be asked who has the port's address: the kernel's table of neighbours is one
+        // for all namespaces, and too small for those of a crowd.
+        let known = format!(
+            "neigh replace 10.0.{index}.{port} lladdr {} dev {GUEST_DEVICE} nud permanent\n",
+            self.port_mac()
+        );
         format!(
             "link set {GUEST_DEVICE} addrgenmode none\n\
              addr add {v4}/24 dev {GUEST_DEVICE}\n\
              addr add {v6}/64 dev {GUEST_DEVICE} nodad\n\
              link set {GUEST_DEVICE} up\n\
-             {ways}"
+             {ways}{known}"
         )
     }
 }

@@ -1,8 +1,10 @@
 //! Development commands, one verb per file.
 
+mod bench;
 mod bpf_toolchain;
 mod build;
 mod ci;
+mod demo;
 mod lint;
 mod run;
 mod setup;
@@ -25,14 +27,20 @@ enum Xtask {
     Build(build::BuildArgs),
     /// Builds the agent, then runs it as root
     Run(run::RunArgs),
+    /// Shows one agent serving several tenants with the same addresses
+    Demo(demo::DemoArgs),
     /// Runs the tests
     Test(test::TestArgs),
     /// Runs the checks: format, lints, documentation, licences, what is committed
     Lint,
+    /// Measures the agent beside haproxy
+    Bench(bench::BenchArgs),
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
     /// Runs all that CI runs
     Ci,
+    /// Boots real guests that get their metadata from the agent
+    VmGuest(vm::VmGuestArgs),
 }
 
 fn main() -> ExitCode {
@@ -40,9 +48,12 @@ fn main() -> ExitCode {
         Xtask::Setup(args) => setup::run(&args),
         Xtask::Build(args) => build::run(args),
         Xtask::Run(args) => run::run(&args),
+        Xtask::Demo(args) => demo::run(&args),
         Xtask::Test(args) => test::run(&args),
         Xtask::Lint => lint::run(),
+        Xtask::Bench(args) => bench::run(&args),
         Xtask::VmTest(args) => vm::run(&args),
+        Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Ci => ci::run(),
     };
     match result {

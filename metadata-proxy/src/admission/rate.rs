@@ -42,6 +42,9 @@ impl WindowLimit {
 }
 
 /// Which guests are limited (`ip_versions`).
+///
+/// haproxy told to limit IPv6 limits IPv4 too (measured: a table of type `ipv6` takes IPv4 addresses
+/// as mapped ones); here each family is limited only if it is named, as Neutron documents it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Families {
     /// Those with an IPv4 address.

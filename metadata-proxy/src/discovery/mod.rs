@@ -90,7 +90,12 @@ impl Discovery {
         scanned();
         let mut next_scan = Instant::now() + self.scan_interval();
         loop {
-            let wake = self.young.values().map(|young| young.at).chain([next_scan]).min();
+            let wake = self
+                .young
+                .values()
+                .map(|young| young.at)
+                .chain([next_scan])
+                .min();
             let wake = wake.unwrap_or(next_scan);
             tokio::select! {
                 seen = watch::next(&mut watch) => match seen {
@@ -150,7 +155,12 @@ impl Discovery {
                     .collect()
             })
             .unwrap_or_default();
-        names.extend(self.known.keys().filter(|name| !self.dir.join(name).exists()).cloned());
+        names.extend(
+            self.known
+                .keys()
+                .filter(|name| !self.dir.join(name).exists())
+                .cloned(),
+        );
         let foreign = self.kernel.foreign_tenants();
         for name in names {
             self.look(&name, &foreign).await;
@@ -174,12 +184,31 @@ impl Discovery {
             if is_same {
                 return;
             }
-            self.registry.send(Command::Withdraw(known.netns, known.provider)).await;
+            // It may be there still, with a name that is none of ours any more.
+            let is_there = NetnsId::of_path(&path).is_ok_and(|id| id == known.netns);
+            let command = if is_there {
+                Command::Withdraw(known.netns, known.provider)
+            } else {
+                Command::Gone(known.netns)
+            };
+            self.registry.send(command).await;
             self.known.remove(name);
         }
         if let Some(found) = found {
-            let Declaration { netns, provider, tenant, .. } = found;
-            self.known.insert(name.to_owned(), Known { netns, provider, tenant });
+            let Declaration {
+                netns,
+                provider,
+                tenant,
+                ..
+            } = found;
+            self.known.insert(
+                name.to_owned(),
+                Known {
+                    netns,
+                    provider,
+                    tenant,
+                },
+            );
             self.registry.send(Command::Declare(found, None)).await;
         }
     }
@@ -215,10 +244,17 @@ impl Discovery {
         };
         if let Some(recognised) = recognised {
             let interfaces = recognised.interfaces.to_vec();
-            return Some(declaration(recognised.tenant, Provider::NetnsDir, interfaces));
+            return Some(declaration(
+                recognised.tenant,
+                Provider::NetnsDir,
+                interfaces,
+            ));
         }
         // An entry that is known by the map stays known between scans.
-        let known = self.known.get(name).filter(|known| known.netns == namespace.id());
+        let known = self
+            .known
+            .get(name)
+            .filter(|known| known.netns == namespace.id());
         let tenant = match known {
             Some(known) if foreign.is_empty() => known.tenant,
             _ => {
@@ -236,13 +272,22 @@ impl Discovery {
             self.young.remove(name);
             return;
         }
-        let wait = self.young.get(name).map_or(YOUNG_MIN, |young| young.wait * 2);
+        let wait = self
+            .young
+            .get(name)
+            .map_or(YOUNG_MIN, |young| young.wait * 2);
         if wait > YOUNG_MAX {
             self.young.remove(name);
             info!(namespace = name, %error, "left out");
             return;
         }
-        self.young.insert(name.to_owned(), Young { wait, at: Instant::now() + wait });
+        self.young.insert(
+            name.to_owned(),
+            Young {
+                wait,
+                at: Instant::now() + wait,
+            },
+        );
     }
 
     async fn cookie(&mut self, namespace: &Netns, path: &Path) -> Option<NetnsCookie> {
@@ -251,7 +296,12 @@ impl Discovery {
             return Some(*cookie);
         }
         let inside = Netns::open(path).ok()?;
-        let cookie = self.netns.run(inside, listener::netns_cookie).await.ok()?.ok()?;
+        let cookie = self
+            .netns
+            .run(inside, listener::netns_cookie)
+            .await
+            .ok()?
+            .ok()?;
         self.cookies.insert(id, cookie);
         Some(cookie)
     }

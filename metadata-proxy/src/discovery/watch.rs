@@ -35,7 +35,10 @@ impl DirectoryWatch {
         inotify.watches().add(dir, mask)?;
         // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
         let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) }?;
-        Ok(Self { inotify, seen: VecDeque::new() })
+        Ok(Self {
+            inotify,
+            seen: VecDeque::new(),
+        })
     }
 
     async fn next(&mut self) -> io::Result<Seen> {
@@ -54,7 +57,10 @@ impl DirectoryWatch {
                     ) {
                         Some(Seen::Ended)
                     } else {
-                        event.name?.to_str().map(|name| Seen::Changed(name.to_owned()))
+                        event
+                            .name?
+                            .to_str()
+                            .map(|name| Seen::Changed(name.to_owned()))
                     }
                 })),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),

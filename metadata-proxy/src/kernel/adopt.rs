@@ -2,10 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use aya::{
-    maps::MapData,
-    programs::links::FdLink,
-};
+use aya::{maps::MapData, programs::links::FdLink};
 use tracing::{debug, info, warn};
 
 use super::{KernelError, NetnsCookie};
@@ -18,7 +15,12 @@ pub(super) fn link_name(cookie: NetnsCookie, ifindex: u32) -> String {
 }
 
 fn cookie_of(name: &str) -> Option<NetnsCookie> {
-    name.strip_prefix(LINK_PREFIX)?.split_once('-')?.0.parse().ok().map(NetnsCookie)
+    name.strip_prefix(LINK_PREFIX)?
+        .split_once('-')?
+        .0
+        .parse()
+        .ok()
+        .map(NetnsCookie)
 }
 
 /// Pins a link, in place of one that is there: the new one is in effect before the old one goes.
@@ -50,7 +52,9 @@ pub(super) fn remove_unfit_map(
     value_size: usize,
     max_entries: u32,
 ) -> Result<(), KernelError> {
-    let Ok(map) = MapData::from_pin(path) else { return Ok(()) };
+    let Ok(map) = MapData::from_pin(path) else {
+        return Ok(());
+    };
     let fits = map.info().is_ok_and(|info| {
         info.key_size() as usize == key_size
             && info.value_size() as usize == value_size
@@ -79,9 +83,16 @@ pub(super) fn remove_orphan_links(dir: &Path, is_tenant: impl Fn(NetnsCookie) ->
 }
 
 fn remove_links(dir: &Path, unwanted: impl Fn(NetnsCookie) -> bool) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
-        if entry.file_name().to_str().and_then(cookie_of).is_some_and(&unwanted) {
+        if entry
+            .file_name()
+            .to_str()
+            .and_then(cookie_of)
+            .is_some_and(&unwanted)
+        {
             unpin(&entry.path());
         }
     }

@@ -30,16 +30,24 @@ impl Kernel for FakeKernel {
 
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError> {
         let attached = self.attached.lock().unwrap();
-        Ok(attached.iter().any(|(_, index)| *index == attachment.device.index))
+        Ok(attached
+            .iter()
+            .any(|(_, index)| *index == attachment.device.index))
     }
 
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
-        self.attached.lock().unwrap().remove(&(cookie, attachment.device.index));
+        self.attached
+            .lock()
+            .unwrap()
+            .remove(&(cookie, attachment.device.index));
         Ok(())
     }
 
     fn forget(&self, cookie: NetnsCookie) {
-        self.attached.lock().unwrap().retain(|(of, _)| *of != cookie);
+        self.attached
+            .lock()
+            .unwrap()
+            .retain(|(of, _)| *of != cookie);
     }
 
     fn attach_lookup(&self, _: NetnsCookie, _: BorrowedFd<'_>) -> Result<(), KernelError> {

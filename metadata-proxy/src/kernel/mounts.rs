@@ -95,8 +95,8 @@ pub(super) fn ensure_bpffs(directory: &Path) -> Result<(), KernelError> {
         let path = path.to_owned();
         move |source| KernelError::File { what, path, source }
     };
-    let mounts = Mounts::of_this_process()
-        .map_err(failed("cannot look for a bpffs for", directory))?;
+    let mounts =
+        Mounts::of_this_process().map_err(failed("cannot look for a bpffs for", directory))?;
     if let Some(point) = mounts.bpffs_missing_for(directory) {
         fs::create_dir_all(&point).map_err(failed("cannot make", &point))?;
         nix::mount::mount(

@@ -30,9 +30,13 @@ impl EventSocket {
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        for group in
-            [GROUP_LINK, GROUP_TC, GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS]
-        {
+        for group in [
+            GROUP_LINK,
+            GROUP_TC,
+            GROUP_IPV4_ADDRESS,
+            GROUP_IPV4_ROUTE,
+            GROUP_IPV6_ADDRESS,
+        ] {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;

@@ -16,10 +16,13 @@ use metadata_proxy_common::{METADATA_V4, METADATA_V6};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol, AddressScope},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+        AddressScope,
+    },
     link::{LinkAttribute, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    tc::{TcAttribute, TcHandle, TcMessage},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 pub use self::events::EventSocket;
@@ -41,8 +44,12 @@ const CLSACT_HANDLE: u32 = 0xffff_0000;
 /// Where `clsact` hangs.
 const CLSACT_PARENT: u32 = 0xffff_fff1;
 
-const METADATA_V4_ADDR: Ipv4Addr =
-    Ipv4Addr::new(METADATA_V4[0], METADATA_V4[1], METADATA_V4[2], METADATA_V4[3]);
+const METADATA_V4_ADDR: Ipv4Addr = Ipv4Addr::new(
+    METADATA_V4[0],
+    METADATA_V4[1],
+    METADATA_V4[2],
+    METADATA_V4[3],
+);
 
 /// A device with what steering needs to know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,9 +63,18 @@ pub struct Link {
     /// Whether the IPv4 metadata address is on it, as on the port of a DHCP agent.
     pub has_metadata_v4: bool,
     /// Whether the IPv6 metadata address is on it.
-    pub has_metadata_v6: bool,
-    /// Whether that address was added by us.
-    pub metadata_v6_is_ours: bool,
+    pub metadata_v6: MetadataV6,
+}
+
+/// Whether the IPv6 metadata address is on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetadataV6 {
+    /// It is not.
+    Absent,
+    /// It is, and we added it.
+    Ours,
+    /// It is, and somebody else added it, or it cannot be told (before Linux 5.18).
+    Theirs,
 }
 
 /// Lists the devices of this namespace, except loopback, with their addresses.
@@ -82,8 +98,9 @@ pub fn links() -> io::Result<Vec<Link>> {
         NLM_F_REQUEST | NLM_F_DUMP,
         |message| {
             if let RouteNetlinkMessage::NewAddress(message) = message
-                && let Some(link) =
-                    links.iter_mut().find(|link| link.device.index == message.header.index)
+                && let Some(link) = links
+                    .iter_mut()
+                    .find(|link| link.device.index == message.header.index)
             {
                 note_address(link, &message);
             }
@@ -93,20 +110,25 @@ pub fn links() -> io::Result<Vec<Link>> {
 }
 
 fn link_of(message: &LinkMessage) -> Option<Link> {
-    let name = message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.clone()),
-        _ => None,
-    })?;
+    let name = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        })?;
     if message.header.link_layer_type == LinkLayerType::Loopback {
         return None;
     }
     Some(Link {
-        device: Device { name, index: message.header.index },
+        device: Device {
+            name,
+            index: message.header.index,
+        },
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_addressed: false,
         has_metadata_v4: false,
-        has_metadata_v6: false,
-        metadata_v6_is_ours: false,
+        metadata_v6: MetadataV6::Absent,
     })
 }
 
@@ -117,8 +139,11 @@ fn note_address(link: &mut Link, message: &AddressMessage) {
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Address(IpAddr::V6(v6)) if v6.octets() == METADATA_V6 => {
-                link.has_metadata_v6 = true;
-                link.metadata_v6_is_ours = is_ours;
+                link.metadata_v6 = if is_ours {
+                    MetadataV6::Ours
+                } else {
+                    MetadataV6::Theirs
+                };
             }
             AddressAttribute::Address(IpAddr::V6(v6)) if v6.is_unicast_link_local() => {}
             AddressAttribute::Address(address) => {
@@ -152,8 +177,8 @@ pub fn add_local_route() -> io::Result<bool> {
 /// What netlink says.
 pub fn remove_local_route() -> io::Result<()> {
     // The protocol in the request makes the kernel delete only a route that carries it.
-    let result =
-        RequestSocket::open()?.execute(RouteNetlinkMessage::DelRoute(local_route()?), NLM_F_REQUEST);
+    let result = RequestSocket::open()?
+        .execute(RouteNetlinkMessage::DelRoute(local_route()?), NLM_F_REQUEST);
     match result {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other,
@@ -183,7 +208,9 @@ fn local_route() -> io::Result<RouteMessage> {
 pub fn add_metadata_v6(ifindex: u32) -> io::Result<bool> {
     let mut message = metadata_v6(ifindex);
     message.header.flags = AddressHeaderFlags::Nodad;
-    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute));
+    message.attributes.push(AddressAttribute::Flags(
+        AddressFlags::Nodad | AddressFlags::Noprefixroute,
+    ));
     let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL;
     match RequestSocket::open()?.execute(RouteNetlinkMessage::NewAddress(message), flags) {
         Ok(()) => Ok(true),
@@ -200,7 +227,10 @@ pub fn remove_metadata_v6(ifindex: u32) -> io::Result<()> {
     let request = RouteNetlinkMessage::DelAddress(metadata_v6(ifindex));
     match RequestSocket::open()?.execute(request, NLM_F_REQUEST) {
         Err(error)
-            if matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV)) =>
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EADDRNOTAVAIL | libc::ENODEV)
+            ) =>
         {
             Ok(())
         }
@@ -230,9 +260,23 @@ fn metadata_v6(ifindex: u32) -> AddressMessage {
 pub fn has_filter(ifindex: u32, name: &str) -> io::Result<bool> {
     let mut found = false;
     each_filter(ifindex, CLSACT_INGRESS, |message| {
-        found |= format!("{:?}", message.attributes).contains(name);
+        found |= filter_name(message) == Some(name);
     })?;
     Ok(found)
+}
+
+/// The name a BPF filter was given when it was attached.
+fn filter_name(message: &TcMessage) -> Option<&str> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => options.iter().find_map(|option| match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.as_str()),
+                _ => None,
+            }),
+            _ => None,
+        })
 }
 
 /// Whether nobody has a filter on either side of a device's `clsact`.
@@ -270,8 +314,10 @@ pub fn delete_clsact(ifindex: u32) -> io::Result<()> {
     request.header.parent = TcHandle::from(CLSACT_PARENT);
     request.header.handle = TcHandle::from(CLSACT_HANDLE);
     request.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
-    RequestSocket::open()?
-        .execute(RouteNetlinkMessage::DelQueueDiscipline(request), NLM_F_REQUEST)
+    RequestSocket::open()?.execute(
+        RouteNetlinkMessage::DelQueueDiscipline(request),
+        NLM_F_REQUEST,
+    )
 }
 
 fn index_i32(ifindex: u32) -> io::Result<i32> {

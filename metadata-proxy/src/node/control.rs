@@ -1,12 +1,6 @@
 //! What operators may ask of the running agent, and what they are told.
 
-use std::{
-    collections::BTreeMap,
-    os::fd::AsFd as _,
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, os::fd::AsFd as _, path::PathBuf, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use metadata_proxy_common::{ABI_VERSION, TenantKind};
@@ -86,7 +80,10 @@ impl Control for NodeControl {
     }
 
     async fn add(&self, request: AddTenant) -> Result<TenantStatus, ControlError> {
-        let tenant = Tenant { kind: request.kind, id: request.id };
+        let tenant = Tenant {
+            kind: request.kind,
+            id: request.id,
+        };
         let config = self.config.load_full();
         let path = match &request.namespace {
             NamespaceRef::Name(name) => config.discovery.netns_dir.join(name),
@@ -126,7 +123,9 @@ impl Control for NodeControl {
             Some(false) => Err(ControlError::Conflict(format!(
                 "{tenant} was not added by hand: it is served as long as its namespace is there"
             ))),
-            None => Err(ControlError::NotFound(format!("{tenant} is not served here"))),
+            None => Err(ControlError::NotFound(format!(
+                "{tenant} is not served here"
+            ))),
         }
     }
 
@@ -204,7 +203,9 @@ impl NodeControl {
                 let _ = watched.readable().await;
                 let _ = watched.get_ref().as_fd();
             }
-            registry.send(Command::Withdraw(netns, Provider::Admin)).await;
+            registry
+                .send(Command::Withdraw(netns, Provider::Admin))
+                .await;
         });
         Ok(())
     }
@@ -236,11 +237,17 @@ impl NodeControl {
 
     fn outcomes(&self) -> BTreeMap<String, u64> {
         let outcomes = self.kernel.outcomes().unwrap_or_default();
-        outcomes.into_iter().map(|(outcome, count)| (outcome.label().to_owned(), count)).collect()
+        outcomes
+            .into_iter()
+            .map(|(outcome, count)| (outcome.label().to_owned(), count))
+            .collect()
     }
 
     fn warnings(&self) -> Vec<String> {
-        let embedded = self.factory.embedded().and_then(|embedded| embedded.last_error());
+        let embedded = self
+            .factory
+            .embedded()
+            .and_then(|embedded| embedded.last_error());
         embedded.into_iter().collect()
     }
 }
@@ -261,7 +268,10 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     note("log.format and log.level", {
         (before.log.format, &before.log.level) != (after.log.format, &after.log.level)
     });
-    note("discovery.netns_dir", before.discovery.netns_dir != after.discovery.netns_dir);
+    note(
+        "discovery.netns_dir",
+        before.discovery.netns_dir != after.discovery.netns_dir,
+    );
     changed
 }
 

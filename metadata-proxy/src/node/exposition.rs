@@ -10,11 +10,7 @@ use prometheus_client::{
 use std::sync::Arc;
 
 use crate::{
-    admin::api::TenantStatus,
-    admission::Refusal,
-    identity::kind_name,
-    serve,
-    upstream::Upstream,
+    admin::api::TenantStatus, admission::Refusal, identity::kind_name, serve, upstream::Upstream,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,14 +71,33 @@ fn add_tenants(registry: &mut Registry, tenants: &[TenantStatus]) {
     let connections = Family::<TenantLabels, Gauge>::default();
     let states = Family::<Label, Gauge>::default();
     for tenant in tenants {
-        let labels = TenantLabels { kind: kind_name(tenant.kind), id: tenant.id.to_string() };
+        let labels = TenantLabels {
+            kind: kind_name(tenant.kind),
+            id: tenant.id.to_string(),
+        };
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        requests.get_or_create(&labels).set(count(tenant.requests.total));
-        connections.get_or_create(&labels).set(count(tenant.connections.open));
-        states.get_or_create(&Label { name: tenant.state.word() }).inc();
+        requests
+            .get_or_create(&labels)
+            .set(count(tenant.requests.total));
+        connections
+            .get_or_create(&labels)
+            .set(count(tenant.connections.open));
+        states
+            .get_or_create(&Label {
+                name: tenant.state.word(),
+            })
+            .inc();
     }
-    registry.register("tenant_requests", "Requests of a tenant's guests so far", requests);
-    registry.register("tenant_connections", "Connections of a tenant's guests now", connections);
+    registry.register(
+        "tenant_requests",
+        "Requests of a tenant's guests so far",
+        requests,
+    );
+    registry.register(
+        "tenant_connections",
+        "Connections of a tenant's guests now",
+        connections,
+    );
     registry.register("tenants", "Tenants by state", states);
 }
 
@@ -90,18 +105,42 @@ fn add_node(registry: &mut Registry, outcomes: &[(Outcome, u64)], node: &serve::
     let kernel = Family::<Label, Gauge>::default();
     for (outcome, count) in outcomes {
         let value = i64::try_from(*count).unwrap_or(i64::MAX);
-        kernel.get_or_create(&Label { name: outcome.label() }).set(value);
+        kernel
+            .get_or_create(&Label {
+                name: outcome.label(),
+            })
+            .set(value);
     }
-    registry.register("outcomes", "How packets and connects ended in the kernel", kernel);
+    registry.register(
+        "outcomes",
+        "How packets and connects ended in the kernel",
+        kernel,
+    );
     let limits = node.limits.snapshot();
-    registry.register("connections", "Connections open now", gauge(limits.connections.into()));
-    registry.register("requests_in_flight", "Requests in flight", gauge(limits.requests.into()));
+    registry.register(
+        "connections",
+        "Connections open now",
+        gauge(limits.connections.into()),
+    );
+    registry.register(
+        "requests_in_flight",
+        "Requests in flight",
+        gauge(limits.requests.into()),
+    );
     let refused = Family::<Label, Gauge>::default();
     for (refusal, count) in Refusal::ALL.iter().zip(limits.refused) {
         let value = i64::try_from(count).unwrap_or(i64::MAX);
-        refused.get_or_create(&Label { name: refusal.label() }).set(value);
+        refused
+            .get_or_create(&Label {
+                name: refusal.label(),
+            })
+            .set(value);
     }
-    registry.register("limit_refusals", "What was refused because of a limit", refused);
+    registry.register(
+        "limit_refusals",
+        "What was refused because of a limit",
+        refused,
+    );
     let rates = node.rates.snapshot();
     registry.register(
         "rate_limited",
@@ -122,19 +161,41 @@ fn add_upstreams(registry: &mut Registry, upstreams: &[Arc<Upstream>]) {
     let retries = Family::<RetryLabels, Gauge>::default();
     for upstream in upstreams {
         let snapshot = upstream.snapshot();
-        let labels = UpstreamLabels { upstream: upstream.name().to_owned() };
-        in_flight.get_or_create(&labels).set(snapshot.queue.in_flight.into());
-        bound.get_or_create(&labels).set(snapshot.queue.bound.into());
+        let labels = UpstreamLabels {
+            upstream: upstream.name().to_owned(),
+        };
+        in_flight
+            .get_or_create(&labels)
+            .set(snapshot.queue.in_flight.into());
+        bound
+            .get_or_create(&labels)
+            .set(snapshot.queue.bound.into());
         let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        waiting.get_or_create(&labels).set(count(snapshot.queue.waiting as u64));
+        waiting
+            .get_or_create(&labels)
+            .set(count(snapshot.queue.waiting as u64));
         for (reason, tried) in snapshot.retries {
-            let labels =
-                RetryLabels { upstream: upstream.name().to_owned(), reason: reason.label() };
+            let labels = RetryLabels {
+                upstream: upstream.name().to_owned(),
+                reason: reason.label(),
+            };
             retries.get_or_create(&labels).set(count(tried));
         }
     }
-    registry.register("upstream_in_flight", "Requests with the upstream", in_flight);
-    registry.register("upstream_bound", "Requests the upstream may be given at once", bound);
-    registry.register("upstream_waiting", "Requests that wait for their turn", waiting);
+    registry.register(
+        "upstream_in_flight",
+        "Requests with the upstream",
+        in_flight,
+    );
+    registry.register(
+        "upstream_bound",
+        "Requests the upstream may be given at once",
+        bound,
+    );
+    registry.register(
+        "upstream_waiting",
+        "Requests that wait for their turn",
+        waiting,
+    );
     registry.register("upstream_retries", "Attempts beyond the first", retries);
 }

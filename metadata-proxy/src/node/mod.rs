@@ -6,6 +6,7 @@
 mod control;
 mod exposition;
 mod logging;
+mod registrations;
 mod settings;
 pub mod workers;
 
@@ -20,9 +21,10 @@ use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
+use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -37,21 +39,17 @@ use crate::{
     access::Metrics,
     admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
+    cli::{Exit, Failure},
     config::{Config, ConfigSources},
     discovery::Discovery,
-    cli::{Exit, Failure},
     kernel::{
-        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions,
-        Mounts, NetnsCookie, PlainKernel,
+        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions, Mounts,
+        NetnsCookie, PlainKernel,
     },
     listener,
     netns::NetnsThread,
-    register::{self, RegisterEvent},
-    serve,
-    tenants::{
-        Backoff, Command, Declaration, Provider, Registry, RegistryHandle, RegistryParts,
-        Source,
-    },
+    register, serve,
+    tenants::{Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
 };
 
 /// How many guest addresses the rate limiter remembers, and how many of one tenant: haproxy's
@@ -147,9 +145,7 @@ impl Running {
         let admin = AdminServer::bind(&config.admin.socket)?;
         let register = register::Listener::bind(&config.admin.register_socket)?;
 
-        let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
-        let engine = kernel::choose_engine(&facts, &config.steering)
-            .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?;
+        let engine = engine(&config)?;
         let programs = load_programs(&config, &engine)?.map(Arc::new);
         let kernel: Arc<dyn Kernel> = match &programs {
             Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
@@ -164,12 +160,8 @@ impl Running {
             Metrics::new(&mut metrics_registry),
             ends.clone(),
         ));
-        let workers = match config.workers {
-            0 => std::thread::available_parallelism().map_or(1, Into::into),
-            count => count,
-        };
         let (workers, threads) =
-            Workers::start(workers, &node).context("cannot start the workers")?;
+            Workers::start(worker_count(&config), &node).context("cannot start the workers")?;
         let netns = NetnsThread::start().context("cannot start the namespace thread")?;
 
         let factory = SettingsFactory::new(&config).await?;
@@ -179,44 +171,35 @@ impl Running {
             tasks.push(tokio::spawn(embedded.watch()));
         }
         let factory = Arc::new(factory);
-        let (registry, handle) = {
-            let config = config.load();
-            let factory = Arc::clone(&factory);
-            let programs = programs.clone();
-            Registry::new(RegistryParts {
-                kernel: Arc::clone(&kernel),
-                netns: netns.clone(),
-                workers: workers.clone(),
-                settings: factory.node_settings(),
-                settings_of: Box::new(move |node, declaration| factory.of(node, declaration)),
-                engine: engine.engine,
-                port: config.listener.port,
-                own_cookie,
-                backoff: Backoff {
-                    min: config.discovery.retry_min,
-                    max: config.discovery.retry_max,
-                },
-                on_settled: Box::new(move |served| {
-                    if let Some(programs) = programs {
-                        forget_earlier_run(&programs, served);
-                    }
-                }),
-            })
-        };
+        let (registry, handle) = Registry::new(RegistryParts {
+            kernel: Arc::clone(&kernel),
+            netns: netns.clone(),
+            workers: workers.clone(),
+            settings: factory.node_settings(),
+            settings_of: settings_of(&factory),
+            engine: engine.engine,
+            port: config.load().listener.port,
+            own_cookie,
+            backoff: backoff(&config.load()),
+            on_settled: on_settled(programs.clone()),
+        });
         let registry_task = tokio::spawn(registry.run());
-        let (scanned, is_scanned) = watch::channel(false);
         let discovery = Discovery::new(
             Arc::clone(&config),
             Arc::clone(&kernel),
             netns,
             handle.clone(),
         );
-        tasks.push(tokio::spawn(discovery.run(move || {
-            scanned.send_replace(true);
-        })));
+        let (discovering, is_scanned) = discover(discovery);
+        tasks.push(discovering);
 
         let sockets_stop = CancellationToken::new();
-        tasks.push(serve_registrations(register, &config, &handle, sockets_stop.clone())?);
+        tasks.push(registrations::serve_registrations(
+            register,
+            &config,
+            &handle,
+            sockets_stop.clone(),
+        )?);
         let control = Arc::new(NodeControl {
             config: Arc::clone(&config),
             sources,
@@ -229,15 +212,11 @@ impl Running {
             metrics: metrics_registry,
             is_scanned,
         });
-        tasks.push({
-            let control = Arc::clone(&control);
-            let stop = sockets_stop.clone();
-            tokio::spawn(async move {
-                if let Err(error) = admin.serve(control, stop).await {
-                    error!(%error, "the admin socket is not served");
-                }
-            })
-        });
+        tasks.push(serve_operators(
+            admin,
+            Arc::clone(&control),
+            sockets_stop.clone(),
+        ));
         info!(
             version = env!("CARGO_PKG_VERSION"),
             engine = engine.engine.word(),
@@ -263,7 +242,11 @@ impl Running {
     /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
     async fn until_ended(mut self) -> anyhow::Result<()> {
         loop {
-            let Signals { terminate, interrupt, hangup } = &mut self.signals;
+            let Signals {
+                terminate,
+                interrupt,
+                hangup,
+            } = &mut self.signals;
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -276,6 +259,7 @@ impl Running {
         }
         let grace = self.config.load().shutdown.grace;
         info!(grace = ?grace, connections = self.node.open_connections(), "draining");
+        tell_service_manager(NotifyState::Stopping);
         // Nothing new is steered here from now on; what was accepted is served to its end.
         let (quiet, is_quiet) = oneshot::channel();
         self.registry.send(Command::Quiesce(quiet)).await;
@@ -307,6 +291,26 @@ impl Running {
     }
 }
 
+fn settings_of(factory: &Arc<SettingsFactory>) -> SettingsOf {
+    let factory = Arc::clone(factory);
+    Box::new(move |node, declaration| factory.of(node, declaration))
+}
+
+fn backoff(config: &Config) -> Backoff {
+    Backoff {
+        min: config.discovery.retry_min,
+        max: config.discovery.retry_max,
+    }
+}
+
+fn on_settled(programs: Option<Arc<EbpfKernel>>) -> OnSettled {
+    Box::new(move |served| {
+        if let Some(programs) = programs {
+            forget_earlier_run(&programs, served);
+        }
+    })
+}
+
 /// Forgets what an earlier run left and this one has no use for.
 fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
     programs.remove_orphans(|cookie| served.contains(&cookie));
@@ -315,6 +319,13 @@ fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
         Ok(count) => info!(count, "forgot tenants of an earlier run"),
         Err(error) => warn!(%error, "cannot forget tenants of an earlier run"),
     }
+}
+
+/// The engine this node gets.
+fn engine(config: &Config) -> anyhow::Result<Decision> {
+    let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
+    Ok(kernel::choose_engine(&facts, &config.steering)
+        .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?)
 }
 
 /// Loads the kernel programs, unless the engine needs none and none are wished for.
@@ -330,7 +341,8 @@ fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<Eb
         debug_log: config.steering.debug_log,
     })?;
     if config.steering.connect_hooks {
-        let mounts = Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
+        let mounts =
+            Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
         let root = || mounts.cgroup2().map(Path::to_owned);
         let Some(cgroup) = config.steering.cgroup.clone().or_else(root) else {
             bail!(
@@ -346,6 +358,13 @@ fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<Eb
     Ok(Some(kernel))
 }
 
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        0 => std::thread::available_parallelism().map_or(1, Into::into),
+        count => count,
+    }
+}
+
 fn caps(config: &Config) -> Caps {
     let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Caps {
@@ -356,76 +375,32 @@ fn caps(config: &Config) -> Caps {
     }
 }
 
-/// Serves the socket on which haproxy's stand-ins register their tenants.
-fn serve_registrations(
-    listener: register::Listener,
-    config: &Arc<ArcSwap<Config>>,
-    registry: &RegistryHandle,
-    stop: CancellationToken,
-) -> anyhow::Result<JoinHandle<()>> {
-    let server = register::Server::new(listener, register::Limits::default())
-        .context("cannot watch the registration socket")?;
-    let (events, mut inbox) = mpsc::channel(64);
-    let config = Arc::clone(config);
-    let registry = registry.clone();
-    tokio::spawn(async move {
-        let mut leases = std::collections::HashMap::new();
-        while let Some(event) = inbox.recv().await {
-            match event {
-                RegisterEvent::Started(registration) => {
-                    let reply = registration.reply;
-                    let netns = crate::netns::Netns::from_fd(registration.netns);
-                    let Some(netns) = netns else {
-                        reply.failed("what was handed over is no network namespace");
-                        continue;
-                    };
-                    leases.insert(registration.lease, (netns.id(), reply));
-                    let config = config.load();
-                    let interfaces = &config.interfaces;
-                    let declaration = Declaration {
-                        provider: Provider::Register,
-                        tenant: registration.tenant,
-                        name: namespace_name(registration.tenant),
-                        netns: netns.id(),
-                        source: Source::File(Arc::new(netns.into_fd())),
-                        // A router may be served from within a network's namespace.
-                        interfaces: [
-                            &interfaces.router[..],
-                            &interfaces.network,
-                            &interfaces.ovn_network,
-                        ]
-                        .concat(),
-                        settings: Some(Arc::new(registration.settings)),
-                    };
-                    let outcome = registry.declare(declaration).await;
-                    if let Some((_, reply)) = leases.get(&registration.lease) {
-                        match outcome {
-                            Ok(()) => reply.serving(),
-                            Err(error) => reply.failed(error),
-                        }
-                    }
-                }
-                RegisterEvent::Ended(lease) => {
-                    if let Some((netns, _)) = leases.remove(&lease) {
-                        registry.send(Command::Withdraw(netns, Provider::Register)).await;
-                    }
-                }
-            }
-        }
+/// Starts to look for tenants; the other half tells when the first scan is over.
+fn discover(discovery: Discovery) -> (JoinHandle<()>, watch::Receiver<bool>) {
+    let (scanned, is_scanned) = watch::channel(false);
+    let discovering = discovery.run(move || {
+        scanned.send_replace(true);
+        tell_service_manager(NotifyState::Ready);
     });
-    Ok(tokio::spawn(async move {
-        // The socket's file goes with the listener.
-        drop(server.serve(events, stop).await);
-    }))
+    (tokio::spawn(discovering), is_scanned)
 }
 
-/// What Neutron would call the namespace of a tenant that registered.
-fn namespace_name(tenant: crate::identity::Tenant) -> String {
-    use metadata_proxy_common::TenantKind;
-    let prefix = match tenant.kind {
-        TenantKind::Router => "qrouter",
-        TenantKind::Network => "qdhcp",
-        TenantKind::OvnNetwork => "ovnmeta",
-    };
-    format!("{prefix}-{}", tenant.id)
+/// Tells systemd, if it started us and wants to know (`Type=notify`).
+fn tell_service_manager(state: NotifyState) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "cannot tell the service manager");
+    }
+}
+
+/// Serves the admin socket.
+fn serve_operators(
+    admin: AdminServer,
+    control: Arc<NodeControl>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if let Err(error) = admin.serve(control, stop).await {
+            error!(%error, "the admin socket is not served");
+        }
+    })
 }

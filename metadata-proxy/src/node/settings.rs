@@ -78,7 +78,10 @@ impl SettingsFactory {
     /// Every upstream that is in use.
     pub(super) fn upstreams(&self) -> Vec<Arc<Upstream>> {
         let mut all: Vec<_> = lock(&self.agents).values().cloned().collect();
-        if !all.iter().any(|upstream| Arc::ptr_eq(upstream, &self.upstream)) {
+        if !all
+            .iter()
+            .any(|upstream| Arc::ptr_eq(upstream, &self.upstream))
+        {
             all.push(Arc::clone(&self.upstream));
         }
         all
@@ -102,8 +105,16 @@ impl SettingsFactory {
 
     /// The settings of one tenant: the node's, or what its own configuration says.
     pub(super) fn of(&self, node: &Arc<Settings>, declaration: &Declaration) -> Arc<Settings> {
-        let Some(own) = &declaration.settings else { return Arc::clone(node) };
-        let TenantSettings { agent_socket, timeouts, rate_limit, log_level, .. } = &**own;
+        let Some(own) = &declaration.settings else {
+            return Arc::clone(node);
+        };
+        let TenantSettings {
+            agent_socket,
+            timeouts,
+            rate_limit,
+            log_level,
+            ..
+        } = &**own;
         let upstream = if self.follows_tenants {
             self.agent(agent_socket)
         } else {
@@ -195,14 +206,19 @@ async fn upstream(config: &Config) -> anyhow::Result<Upstream> {
     match &config.upstream {
         UpstreamConfig::Agent(upstream) => {
             agent(&upstream.socket, upstream.max_request_bytes, &config.queue).with_context(|| {
-                format!("upstream.agent.socket {} is impossible", upstream.socket.display())
+                format!(
+                    "upstream.agent.socket {} is impossible",
+                    upstream.socket.display()
+                )
             })
         }
         UpstreamConfig::Http(upstream) => {
             let host = upstream.address.host.clone();
             let port = upstream.address.port;
             let resolved = tokio::task::spawn_blocking(move || {
-                (host.as_str(), port).to_socket_addrs().map(|mut all| all.next())
+                (host.as_str(), port)
+                    .to_socket_addrs()
+                    .map(|mut all| all.next())
             })
             .await
             .context("resolving was cut short")?;
@@ -219,9 +235,9 @@ async fn upstream(config: &Config) -> anyhow::Result<Upstream> {
                 waiting: waiting(&config.queue),
             })))
         }
-        UpstreamConfig::Embedded(upstream) => {
-            Ok(Upstream::Embedded(Arc::new(Embedded::open(&upstream.file)?)))
-        }
+        UpstreamConfig::Embedded(upstream) => Ok(Upstream::Embedded(Arc::new(Embedded::open(
+            &upstream.file,
+        )?))),
     }
 }
 
@@ -241,7 +257,9 @@ fn agent(
 
 fn agent_bound(queue: &QueueConfig) -> BoundPolicy {
     match queue.max_in_flight {
-        0 => BoundPolicy::Adaptive { ceiling: positive(0, AGENT_CEILING) },
+        0 => BoundPolicy::Adaptive {
+            ceiling: positive(0, AGENT_CEILING),
+        },
         fixed => BoundPolicy::Fixed(positive(fixed, AGENT_CEILING)),
     }
 }

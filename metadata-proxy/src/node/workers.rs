@@ -37,15 +37,14 @@ impl Workers {
     ///
     /// # Errors
     /// When a thread or its runtime cannot be made.
-    pub fn start(
-        count: usize,
-        node: &Arc<serve::Node>,
-    ) -> io::Result<(Self, WorkerThreads)> {
+    pub fn start(count: usize, node: &Arc<serve::Node>) -> io::Result<(Self, WorkerThreads)> {
         let mut inboxes = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
             let (inbox, jobs) = mpsc::unbounded_channel();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
             let node = Arc::clone(node);
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
@@ -53,7 +52,10 @@ impl Workers {
             inboxes.push(inbox);
             threads.push(thread);
         }
-        let workers = Self { inboxes: inboxes.into(), next: Arc::default() };
+        let workers = Self {
+            inboxes: inboxes.into(),
+            next: Arc::default(),
+        };
         Ok((workers, WorkerThreads(threads)))
     }
 

@@ -11,8 +11,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use super::{MessageError, Reply, packet};
 
-/// Longest reply that is read, in bytes.
-const REPLY_LIMIT: usize = 8 * 1024;
+/// Longest reply that is read, in bytes: the longest reason, every character of it escaped.
+const REPLY_LIMIT: usize = 3 * 1024;
 
 /// A registration that was sent; dropping it ends the lease.
 #[derive(Debug)]

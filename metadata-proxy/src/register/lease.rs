@@ -66,7 +66,9 @@ pub struct Registration {
 
 /// Tells a client what became of its registration.
 ///
-/// Dropping it closes the connection: the client then registers anew, after a while.
+/// A client whose first verdict is `failed` goes away. One that was served before stays, and waits
+/// to hear `serving` again. Dropping the handle closes the connection: a client that was served
+/// before then registers anew, after a while.
 #[derive(Debug)]
 pub struct ReplyHandle(watch::Sender<Option<Reply>>);
 

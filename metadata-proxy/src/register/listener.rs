@@ -183,3 +183,57 @@ impl AsRawFd for Listener {
         self.socket.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_owner_may_connect() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("made/on/the/way/register.sock");
+        let _listener = Listener::bind(&path).unwrap();
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_socket_in_use_is_left_alone_and_a_stale_one_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("register.sock");
+        let mut first = Listener::bind(&path).unwrap();
+        assert!(matches!(
+            Listener::bind(&path),
+            Err(ListenerError::InUse(in_use)) if in_use == path
+        ));
+        first.leave_file();
+        drop(first);
+        assert!(path.exists());
+        let second = Listener::bind(&path).unwrap();
+        drop(second);
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("register.sock");
+        fs::write(&path, "precious").unwrap();
+        let error = Listener::bind(&path).unwrap_err();
+        assert!(matches!(error, ListenerError::NotASocket(_)), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[test]
+    fn a_listener_does_not_remove_its_successors_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("register.sock");
+        let first = Listener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = Listener::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+    }
+}

@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use metadata_proxy_common::TenantKind;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::{MESSAGE_LIMIT, PROTOCOL};
@@ -125,11 +126,9 @@ fn kind<'de, D: serde::Deserializer<'de>>(from: D) -> Result<TenantKind, D::Erro
         .ok_or_else(|| serde::de::Error::custom(format_args!("there is no tenant kind {name:?}")))
 }
 
-#[derive(Serialize, Deserialize)]
-struct ReplyForm {
-    protocol: u32,
+#[derive(Deserialize)]
+struct ReplyIn {
     state: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
@@ -225,20 +224,17 @@ impl Reply {
     /// Writes the message.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let (state, reason) = match self {
-            Self::Accepted => ("accepted", None),
-            Self::Serving => ("serving", None),
+        let message = match self {
+            Self::Accepted => json!({"protocol": PROTOCOL, "state": "accepted"}),
+            Self::Serving => json!({"protocol": PROTOCOL, "state": "serving"}),
             Self::Failed { reason } => {
                 let end = reason.floor_char_boundary(REASON_LIMIT);
-                ("failed", Some(reason[..end].to_owned()))
+                // One line, and no longer for being escaped.
+                let reason = reason[..end].replace(char::is_control, " ");
+                json!({"protocol": PROTOCOL, "state": "failed", "reason": reason})
             }
         };
-        serde_json::to_vec(&ReplyForm {
-            protocol: PROTOCOL,
-            state: state.to_owned(),
-            reason,
-        })
-        .expect("numbers and strings are JSON")
+        message.to_string().into_bytes()
     }
 
     /// Reads a message.
@@ -251,7 +247,7 @@ impl Reply {
         if protocol != PROTOCOL {
             return Err(MessageError::Protocol(protocol));
         }
-        let ReplyForm { state, reason, .. } = serde_json::from_slice(message)?;
+        let ReplyIn { state, reason } = serde_json::from_slice(message)?;
         match state.as_str() {
             "accepted" => Ok(Self::Accepted),
             "serving" => Ok(Self::Serving),
@@ -262,3 +258,6 @@ impl Reply {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

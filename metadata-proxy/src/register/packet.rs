@@ -13,15 +13,19 @@ use std::{
 /// number be told apart from a wrong message.
 const ROOM: u32 = 4;
 
+/// Bytes of a descriptor.
+const DESCRIPTOR: u32 = 4;
+
 /// Bytes of control data for [`ROOM`] descriptors.
 // SAFETY: CMSG_SPACE only computes.
-const CONTROL: usize = unsafe { libc::CMSG_SPACE(ROOM * size_of::<RawFd>() as u32) } as usize;
+const CONTROL: usize = unsafe { libc::CMSG_SPACE(ROOM * DESCRIPTOR) } as usize;
 
 /// Control data, aligned as its header is.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
 const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(size_of::<RawFd>() == DESCRIPTOR as usize);
 
 /// What arrived.
 #[derive(Debug)]
@@ -88,11 +92,14 @@ fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
             #[expect(clippy::unnecessary_cast, reason = "not a usize in every libc")]
             let count = (length as usize).saturating_sub(empty as usize) / size_of::<RawFd>();
             for index in 0..count {
-                // SAFETY: the kernel wrote `count` descriptors there and installed each for this
-                // process, which nobody else knows of; the data need not be aligned.
-                owned.push(unsafe {
-                    OwnedFd::from_raw_fd(ptr::read_unaligned(data.cast::<RawFd>().add(index)))
-                });
+                let mut number = [0; size_of::<RawFd>()];
+                // SAFETY: the kernel wrote `count` descriptors there, aligned or not.
+                unsafe {
+                    let from = data.add(index * number.len());
+                    ptr::copy_nonoverlapping(from, number.as_mut_ptr(), number.len());
+                }
+                // SAFETY: it has installed each for this process, and nobody else knows of it.
+                owned.push(unsafe { OwnedFd::from_raw_fd(RawFd::from_ne_bytes(number)) });
             }
         }
         // SAFETY: as above.

@@ -3,8 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, warn};
 
-use super::{Node, Open, guest_io::GuestIo, request};
+use super::{Node, Open, guest_io::GuestIo, leaving::Watched, request};
 use crate::{
     admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
@@ -25,8 +27,11 @@ use crate::{
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's smallest buffer for a request head, bytes.
 const MIN_HEAD_BYTES: usize = 8192;
-/// Most headers of a request; haproxy's `tune.http.maxhdr`.
-const MAX_HEADERS: usize = 101;
+
+/// What a guest is told whose request did not come in time: hyper says nothing.
+const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-cache\r\nConnection: close\r\n\
+    Content-Length: 37\r\n\r\n408 the request did not come in time\n";
 
 /// A guest whose connection was proved and admitted.
 pub(super) struct Guest {
@@ -35,6 +40,7 @@ pub(super) struct Guest {
     pub(super) service: Arc<Service>,
     pub(super) node: Arc<Node>,
     pub(super) admitted: ConnectionToken,
+    pub(super) socket: Watched,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -60,8 +66,7 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
         }
     }
     // Nothing is steered here any more, but these guests have been told that they are connected.
-    while let Ok(Ok((stream, peer))) =
-        tokio::time::timeout(Duration::ZERO, listener.accept()).await
+    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
     {
         start(stream, peer, &service, &node);
     }
@@ -70,7 +75,10 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
 /// A guest that is gone already is no trouble; a lack of descriptors or memory is.
 async fn pause_if_exhausted(error: &io::Error, node: &Node) {
     let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
-    if error.raw_os_error().is_some_and(|errno| exhausted.contains(&errno)) {
+    if error
+        .raw_os_error()
+        .is_some_and(|errno| exhausted.contains(&errno))
+    {
         if node.metrics.accept_failed() {
             error!(%error, "cannot accept connections: raise the limit of open files (LimitNOFILE)");
         }
@@ -101,6 +109,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 service: Arc::clone(service),
                 node: Arc::clone(node),
                 admitted,
+                socket: Watched::new(&stream),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -135,36 +144,49 @@ async fn serve(stream: TcpStream, guest: Guest) {
     let node = Arc::clone(&guest.node);
     service.counters.open.fetch_add(1, Ordering::Relaxed);
     let settings = service.settings.load();
+    // At most 100 headers, hyper's default, which needs no allocation; haproxy takes 101. Answers are
+    // flushed one by one: hyper would hold back its own 400 while there is more to read.
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         // Covers the wait for the next request as well, which Neutron gives the same time.
         .header_read_timeout(settings.timeouts.request_head)
         .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
-        .max_headers(MAX_HEADERS)
+        // Who leaves while its request waits is noticed by that request.
+        .half_close(true)
         // As everybody writes them; some guests' parsers were never tried with anything else.
-        .title_case_headers(true)
-        .pipeline_flush(true);
+        .title_case_headers(true);
     let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
     drop(settings);
     let guest = &guest;
-    let answer = service_fn(|request: Request<Incoming>| request::answer(guest, request));
-    let mut connection = pin!(http.serve_connection(io, answer));
+    let has_asked = AtomicBool::new(false);
+    let answer = service_fn(|request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        request::answer(guest, request)
+    });
+    let mut connection = http.serve_connection(io, answer);
     let mut is_ending = false;
     let ended = loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => break ended,
+            ended = &mut connection => break ended,
             () = service.gone.cancelled() => break Ok(()),
             () = node.ends.aborting.cancelled() => break Ok(()),
             () = node.ends.stopping.cancelled(), if !is_ending => {
                 is_ending = true;
-                connection.as_mut().graceful_shutdown();
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
         }
     };
     if let Err(error) = ended {
         node.metrics.connection_failed(&error);
         debug!(tenant = %service.tenant, guest = %guest.address, %error, "connection ended early");
+        if error.is_timeout() {
+            let rest = connection.into_parts();
+            // Who has had an answer and asks no more is told nothing, as by haproxy.
+            if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
+                rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+            }
+        }
     }
     service.counters.open.fetch_sub(1, Ordering::Relaxed);
 }

@@ -26,7 +26,17 @@ pub(super) struct GuestIo {
 
 impl GuestIo {
     pub(super) const fn new(stream: TcpStream, patience: Duration) -> Self {
-        Self { stream, patience, stalled: None }
+        Self {
+            stream,
+            patience,
+            stalled: None,
+        }
+    }
+
+    /// Writes last words, as many as go out at once.
+    pub(super) fn write_late(&self, bytes: &[u8]) {
+        // Who does not take them will not miss them.
+        let _ = self.stream.try_write(bytes);
     }
 
     /// Passes on what a write says; a write that stands still fails when patience is over.
@@ -40,7 +50,9 @@ impl GuestIo {
             return written;
         }
         let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -97,7 +109,9 @@ mod tests {
     #[tokio::test]
     async fn a_guest_that_never_reads_is_given_up_on() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let guest = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
         let mut io = GuestIo::new(stream, Duration::from_millis(50));
         let endless = vec![0; 1 << 20];

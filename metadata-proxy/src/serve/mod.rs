@@ -5,7 +5,10 @@
 
 mod connection;
 mod guest_io;
+mod leaving;
 mod request;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{
     Arc,

@@ -1,10 +1,6 @@
 //! One request: admit, rebuild, ask, answer.
 
-use std::{
-    convert::Infallible,
-    sync::atomic::Ordering,
-    time::Instant,
-};
+use std::{convert::Infallible, sync::atomic::Ordering, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, header};
@@ -53,20 +49,22 @@ impl RequestError {
     const fn verdict(&self) -> (StatusCode, &'static str, Fault) {
         match self {
             Self::Bad(bad) => (bad.status(), "bad_request", Fault::Guest),
-            Self::BodyTooLarge { .. } => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", Fault::Guest)
-            }
+            Self::BodyTooLarge { .. } => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                Fault::Guest,
+            ),
             Self::BodyTimedOut => (StatusCode::REQUEST_TIMEOUT, "body_timeout", Fault::Guest),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken", Fault::Guest),
             Self::RateLimited { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limited", Fault::Guest)
             }
-            Self::TooManyAtOnce(_) => {
-                (StatusCode::TOO_MANY_REQUESTS, "too_many_at_once", Fault::Guest)
-            }
-            Self::NoInternalNetwork => {
-                (StatusCode::NOT_FOUND, "no_internal_network", Fault::Guest)
-            }
+            Self::TooManyAtOnce(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_at_once",
+                Fault::Guest,
+            ),
+            Self::NoInternalNetwork => (StatusCode::NOT_FOUND, "no_internal_network", Fault::Guest),
             Self::Upstream(error) => match error {
                 UpstreamError::HeadTooLarge { .. } => {
                     (error.status(), "head_too_large", Fault::Guest)
@@ -87,6 +85,7 @@ impl RequestError {
                 UpstreamError::QueueTimedOut { .. } => {
                     (error.status(), "queue_timeout", Fault::Upstream)
                 }
+                UpstreamError::GuestLeft { .. } => (error.status(), "guest_left", Fault::Guest),
             },
         }
     }
@@ -119,7 +118,10 @@ impl RequestError {
         if self.ends_connection() {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if let Self::RateLimited { retry_after_seconds } = self {
+        if let Self::RateLimited {
+            retry_after_seconds,
+        } = self
+        {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
         }
         answer
@@ -132,7 +134,9 @@ impl RequestError {
                 "the metadata service cannot be reached"
             }
             Self::Upstream(
-                UpstreamError::QueueFull { .. } | UpstreamError::QueueTimedOut { .. },
+                UpstreamError::QueueFull { .. }
+                | UpstreamError::QueueTimedOut { .. }
+                | UpstreamError::GuestLeft { .. },
             ) => "the metadata service is overloaded",
             Self::Upstream(UpstreamError::TimedOut { .. }) => {
                 "the metadata service gave no answer in time"
@@ -198,16 +202,29 @@ async fn steps(
     let body = collect(body, settings).await?;
     let outgoing = rewrite::rebuild(head, body, guest.identity, guest.address)?;
     let spent = spent.insert(Spent::default());
-    Ok(settings.upstream.ask(&outgoing, settings.upstream_timeouts(), spent).await?)
+    Ok(settings
+        .upstream
+        .ask(
+            &outgoing,
+            settings.upstream_timeouts(),
+            spent,
+            guest.socket.left(),
+        )
+        .await?)
 }
 
 /// Whether this guest may ask now; counts it either way.
 fn admit(guest: &Guest, settings: &Settings) -> Result<RequestToken, RequestError> {
     if let Some(limits) = &settings.rate_limits {
         let tenant = guest.identity.tenant();
-        let verdict = guest.node.rates.check(tenant, guest.address, limits, Instant::now());
+        let verdict = guest
+            .node
+            .rates
+            .check(tenant, guest.address, limits, Instant::now());
         if let Verdict::Denied { retry_after } = verdict {
-            return Err(RequestError::RateLimited { retry_after_seconds: retry_after });
+            return Err(RequestError::RateLimited {
+                retry_after_seconds: retry_after,
+            });
         }
     }
     Ok(guest.admitted.request()?)
@@ -227,7 +244,9 @@ async fn collect(mut body: Incoming, settings: &Settings) -> Result<Bytes, Reque
         let frame = tokio::time::timeout(settings.timeouts.client, body.frame())
             .await
             .map_err(|_| RequestError::BodyTimedOut)?;
-        let Some(frame) = frame else { return Ok(whole.freeze()) };
+        let Some(frame) = frame else {
+            return Ok(whole.freeze());
+        };
         if let Ok(data) = frame.map_err(RequestError::BodyBroken)?.into_data() {
             if whole.len() + data.len() > limit {
                 return Err(RequestError::BodyTooLarge { limit });

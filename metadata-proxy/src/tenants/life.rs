@@ -63,7 +63,12 @@ pub(super) struct Life {
 impl Life {
     /// A life that begins.
     pub(super) fn new(backoff: Backoff) -> Self {
-        Self { phase: Phase::Pending, since: SystemTime::now(), failures: 0, backoff }
+        Self {
+            phase: Phase::Pending,
+            since: SystemTime::now(),
+            failures: 0,
+            backoff,
+        }
     }
 
     pub(super) const fn phase(&self) -> &Phase {
@@ -87,7 +92,8 @@ impl Life {
     /// It failed. Returns whether the reason is news, so that each is logged once.
     pub(super) fn failed(&mut self, reason: String, now: Instant) -> bool {
         self.failures = self.failures.saturating_add(1);
-        let is_news = !matches!(&self.phase, Phase::Failing { reason: last, .. } if *last == reason);
+        let is_news =
+            !matches!(&self.phase, Phase::Failing { reason: last, .. } if *last == reason);
         let retry_at = now + self.backoff.after(self.failures);
         self.enter(Phase::Failing { reason, retry_at });
         is_news
@@ -126,8 +132,10 @@ impl Life {
 mod tests {
     use super::*;
 
-    const BACKOFF: Backoff =
-        Backoff { min: Duration::from_millis(10), max: Duration::from_secs(5) };
+    const BACKOFF: Backoff = Backoff {
+        min: Duration::from_millis(10),
+        max: Duration::from_secs(5),
+    };
 
     #[test]
     fn the_wait_doubles_up_to_its_bound() {

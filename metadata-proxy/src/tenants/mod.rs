@@ -12,8 +12,8 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 pub use self::{
     life::{Backoff, Phase},
-    place::{Plan, PlaceError},
-    registry::{AddError, Command, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    place::{PlaceError, Plan},
+    registry::{AddError, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
     service::{Counters, Service, Settings},
 };
 use crate::{
@@ -66,8 +66,13 @@ impl Source {
         match self {
             Self::Path(path) => Netns::open(path),
             Self::File(fd) => {
-                let not_one = || NetnsError::NotANamespace { path: PathBuf::from("(handed over)") };
-                fd.try_clone().ok().and_then(Netns::from_fd).ok_or_else(not_one)
+                let not_one = || NetnsError::NotANamespace {
+                    path: PathBuf::from("(handed over)"),
+                };
+                fd.try_clone()
+                    .ok()
+                    .and_then(Netns::from_fd)
+                    .ok_or_else(not_one)
             }
         }
     }
@@ -94,6 +99,12 @@ pub struct Declaration {
 
 impl fmt::Display for Declaration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} in {} ({})", self.tenant, self.name, self.provider.label())
+        write!(
+            f,
+            "{} in {} ({})",
+            self.tenant,
+            self.name,
+            self.provider.label()
+        )
     }
 }

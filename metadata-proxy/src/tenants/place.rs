@@ -18,7 +18,7 @@ use crate::{
     config::InterfaceGlob,
     kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
     listener,
-    netlink::{self, EventSocket, Link},
+    netlink::{self, EventSocket, Link, MetadataV6},
     netns,
 };
 
@@ -116,15 +116,14 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
         if plan.engine == Engine::SkLookup {
             kernel.attach_lookup(cookie, listeners[0].as_fd())?;
         }
-        // The wildcard listener has its own port already.
-        for (address, interface) in plan.binds.iter().filter(|(at, _)| at.port() != plan.port) {
-            let bound = listener::bind_at(*address, interface.as_deref());
-            listeners.push(bound.map_err(bind_error(*address))?);
-        }
         Ok(())
     });
     match finished {
-        Ok(()) => Ok(Opened { listeners, events, place }),
+        Ok(()) => Ok(Opened {
+            listeners,
+            events,
+            place,
+        }),
         Err(error) => {
             clear(kernel, &mut place);
             Err(error)
@@ -155,42 +154,77 @@ pub(super) fn converge(
     let links = netlink::links().map_err(system("cannot list the devices"))?;
     let faced: Vec<&Link> = links
         .iter()
-        .filter(|link| plan.interfaces.iter().any(|glob| glob.matches(&link.device.name)))
+        .filter(|link| {
+            plan.interfaces
+                .iter()
+                .any(|glob| glob.matches(&link.device.name))
+        })
         .collect();
     place.may_forward = may_forward(plan.kind, &faced);
     mended += converge_addresses(plan.kind, &faced, place);
-    let mut listeners = Vec::new();
-    match plan.engine {
-        Engine::Tc => mended += converge_attachments(kernel, &faced, place),
-        Engine::SkLookup => {}
-        Engine::Bind => {
-            listeners = bind_metadata(&links, place)?;
-            mended += listeners.len();
-        }
+    if plan.engine == Engine::Tc {
+        mended += converge_attachments(kernel, &faced, place);
     }
+    let listeners = bind_missing(plan, &links, place)?;
+    mended += listeners.len();
     Ok(Converged { mended, listeners })
 }
 
-/// Opens what listeners are missing on the metadata addresses of the namespace themselves.
-fn bind_metadata(links: &[Link], place: &mut Place) -> Result<Vec<TcpListener>, PlaceError> {
-    let v4 = SocketAddr::new(METADATA_V4.into(), METADATA_PORT);
-    let v6 = |link: &&Link| {
-        let scope = link.device.index;
-        SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
-    };
-    let wanted: BTreeSet<SocketAddr> =
-        links.iter().filter(|link| link.has_metadata_v6).map(|link| v6(&link)).chain([v4]).collect();
+/// Opens what listeners are missing besides the wildcard one.
+fn bind_missing(
+    plan: &Plan,
+    links: &[Link],
+    place: &mut Place,
+) -> Result<Vec<TcpListener>, PlaceError> {
     // A listener of a device that is gone hears nothing more; it goes with the tenant.
     let mut listeners = Vec::new();
-    for address in wanted {
+    for address in wanted_addresses(plan, links) {
         if !place.bound.contains(&address) {
-            let listener = listener::bind_at(address, None)
+            let listener = listener::bind_at(address)
                 .map_err(|source| PlaceError::Bind { address, source })?;
             place.bound.insert(address);
             listeners.push(listener);
         }
     }
     Ok(listeners)
+}
+
+/// Where the namespace is to have a listener besides the wildcard one: what the tenant's own
+/// configuration says, and with the `bind` engine the metadata addresses themselves.
+fn wanted_addresses(plan: &Plan, links: &[Link]) -> BTreeSet<SocketAddr> {
+    let metadata_v6 = |link: &Link| -> SocketAddr {
+        let scope = link.device.index;
+        SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
+    };
+    let mut wanted: BTreeSet<SocketAddr> = plan
+        .binds
+        .iter()
+        // The wildcard listener has its own port already.
+        .filter(|(address, _)| address.port() != plan.port)
+        .filter_map(|(address, interface)| scoped(*address, interface.as_deref(), links))
+        .collect();
+    if plan.engine == Engine::Bind {
+        wanted.insert(SocketAddr::new(METADATA_V4.into(), METADATA_PORT));
+        wanted.extend(
+            links
+                .iter()
+                .filter(|link| link.metadata_v6 != MetadataV6::Absent)
+                .map(metadata_v6),
+        );
+    }
+    wanted
+}
+
+/// Gives a link-local address the device it is on; `None` while that device is not there.
+fn scoped(address: SocketAddr, interface: Option<&str>, links: &[Link]) -> Option<SocketAddr> {
+    match (address, interface) {
+        (SocketAddr::V6(mut v6), Some(name)) if v6.ip().is_unicast_link_local() => {
+            let link = links.iter().find(|link| link.device.name == name)?;
+            v6.set_scope_id(link.device.index);
+            Some(v6.into())
+        }
+        _ => Some(address),
+    }
 }
 
 /// For a router without an addressed internal device Neutron's agent would match a guest's address
@@ -211,13 +245,16 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         return 0;
     }
     let mut mended = 0;
-    place.metadata_v6.retain(|index| faced.iter().any(|link| link.device.index == *index));
+    place
+        .metadata_v6
+        .retain(|index| faced.iter().any(|link| link.device.index == *index));
     for link in faced {
         let index = link.device.index;
-        if link.metadata_v6_is_ours {
+        if link.metadata_v6 == MetadataV6::Ours {
             place.metadata_v6.insert(index);
         }
-        let result = match (link.is_addressed && !link.has_metadata_v4, link.has_metadata_v6) {
+        let is_wanted = link.is_addressed && !link.has_metadata_v4;
+        let result = match (is_wanted, link.metadata_v6 != MetadataV6::Absent) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
                 place.metadata_v6.insert(index);
                 mended += 1;
@@ -237,7 +274,12 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
 }
 
 fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place) -> usize {
-    let Place { cookie, attachments, refused, .. } = place;
+    let Place {
+        cookie,
+        attachments,
+        refused,
+        ..
+    } = place;
     let gone: Vec<u32> = attachments
         .keys()
         .filter(|index| !faced.iter().any(|link| link.device.index == **index))
@@ -300,7 +342,10 @@ pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
 impl PlaceError {
     /// There is no way into the namespace any more.
     pub(super) const fn unreachable(source: io::Error) -> Self {
-        Self::System { what: "cannot get back into the namespace", source }
+        Self::System {
+            what: "cannot get back into the namespace",
+            source,
+        }
     }
 }
 

@@ -36,7 +36,10 @@ impl Settings {
     /// How long the upstream may take.
     #[must_use]
     pub const fn upstream_timeouts(&self) -> upstream::Timeouts {
-        upstream::Timeouts { connect: self.timeouts.connect, server: self.timeouts.server }
+        upstream::Timeouts {
+            connect: self.timeouts.connect,
+            server: self.timeouts.server,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use std::{
         unix::{fs::MetadataExt as _, net::UnixStream as StdUnixStream},
     },
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -69,13 +70,17 @@ pub struct Agent {
 
 /// How often a request may be sent again that the agent went away from without reading it.
 const MOST_UNREAD: u32 = 3;
-/// How long after the end of a connection a killed agent's listener may still be seen: both are
-/// closed by the same exit, in any order.
-const LAST_BREATH: Duration = Duration::from_millis(5);
+/// When to look, after the end of a connection, whether the agent is gone: its exit closes both,
+/// in any order, and may be interrupted by others' work.
+const LAST_BREATH: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(4),
+    Duration::from_millis(16),
+];
 
 /// One connect and one write.
 enum Attempt {
-    /// Sent, but for what is given by its offset.
+    /// Sent, so many bytes of it (all, as a rule).
     Sent(UnixStream, usize),
     Failed(RetryReason, io::Error),
 }
@@ -123,8 +128,9 @@ impl Agent {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
-        let outcome = self.asked(request, timeouts, started, spent).await;
+        let outcome = self.asked(request, timeouts, started, spent, leaving).await;
         self.counters.outcome(&outcome);
         outcome
     }
@@ -135,9 +141,20 @@ impl Agent {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        mut leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
         let message = self.message(request)?;
-        let mut permit = turn(&self.queue, &self.name, request, started, timeouts, spent).await?;
+        let leaves = leaving.as_mut();
+        let mut permit = turn(
+            &self.queue,
+            &self.name,
+            request,
+            started,
+            timeouts,
+            spent,
+            leaves,
+        )
+        .await?;
         let mut course = Course {
             deadline: started + timeouts.connect,
             full: Backoff::for_full_backlog(),
@@ -146,8 +163,10 @@ impl Agent {
             restarted: false,
         };
         loop {
-            let (mut stream, sent) = self.send(&message, &mut permit, &mut course, spent).await?;
-            let unsent = &message[sent..];
+            let (mut stream, written) = self
+                .send(&message, &mut permit, &mut course, spent, leaving.as_mut())
+                .await?;
+            let unsent = &message[written..];
             match wire::exchange(&mut stream, unsent, &request.method, timeouts.server).await {
                 Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
                 Err(fault) => {
@@ -189,17 +208,34 @@ impl Agent {
         permit: &mut Permit,
         course: &mut Course,
         spent: &mut Spent,
+        mut leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(UnixStream, usize), UpstreamError> {
         loop {
             let (reason, source) = match self.attempt(message, permit) {
-                Ok(Attempt::Sent(stream, sent)) => return Ok((stream, sent)),
+                Ok(Attempt::Sent(stream, written)) => return Ok((stream, written)),
                 Ok(Attempt::Failed(reason, source)) => (reason, source),
                 Err(source) => return Err(self.unreachable(source)),
             };
-            let goes_on = match reason {
-                RetryReason::BacklogFull => course.full.pause(course.deadline).await,
-                RetryReason::Unread if course.unread >= MOST_UNREAD => false,
-                _ => course.absent.pause(course.deadline).await,
+            let deadline = course.deadline;
+            let pause = async {
+                match reason {
+                    RetryReason::BacklogFull => match course.full.next(deadline) {
+                        Some(next) => {
+                            permit.refused(next).await;
+                            true
+                        }
+                        None => false,
+                    },
+                    RetryReason::Unread if course.unread >= MOST_UNREAD => false,
+                    _ => course.absent.pause(deadline).await,
+                }
+            };
+            let goes_on = tokio::select! {
+                biased;
+                goes_on = pause => goes_on,
+                () = leaving.as_mut() => {
+                    return Err(UpstreamError::GuestLeft { upstream: self.name.to_string() });
+                }
             };
             if !goes_on {
                 return Err(self.unreachable(source));
@@ -217,10 +253,7 @@ impl Agent {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         if let Err(error) = socket.connect(&self.address) {
             return match error.raw_os_error() {
-                Some(libc::EAGAIN) => {
-                    permit.refused();
-                    Ok(Attempt::Failed(RetryReason::BacklogFull, error))
-                }
+                Some(libc::EAGAIN) => Ok(Attempt::Failed(RetryReason::BacklogFull, error)),
                 Some(libc::ECONNREFUSED | libc::ENOENT) => {
                     Ok(Attempt::Failed(RetryReason::Absent, error))
                 }
@@ -229,9 +262,9 @@ impl Agent {
         }
         permit.opened();
         match socket.send_with_flags(message, libc::MSG_NOSIGNAL) {
-            Ok(sent) => {
+            Ok(written) => {
                 let stream = StdUnixStream::from(OwnedFd::from(socket));
-                Ok(Attempt::Sent(UnixStream::from_std(stream)?, sent))
+                Ok(Attempt::Sent(UnixStream::from_std(stream)?, written))
             }
             Err(error) => {
                 permit.closed();
@@ -266,11 +299,15 @@ impl Agent {
 
     /// Whether nobody listens on the socket.
     async fn is_gone(&self) -> bool {
-        if self.is_absent() {
-            return true;
+        for pause in LAST_BREATH {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            if self.is_absent() {
+                return true;
+            }
         }
-        sleep(LAST_BREATH).await;
-        self.is_absent()
+        false
     }
 
     /// Asks the kernel who listens, without the agent noticing: a socket of another type is refused
@@ -352,3 +389,6 @@ struct Never;
 impl Keep<UnixStream> for Never {
     fn keep(&self, _: UnixStream) {}
 }
+
+#[cfg(test)]
+mod tests;

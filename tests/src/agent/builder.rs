@@ -2,8 +2,9 @@
 
 use std::{
     env, fmt, fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::Arc,
 };
 
@@ -41,6 +42,7 @@ pub struct Builder {
     binary: Option<PathBuf>,
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    log_to: Option<Arc<OwnedFd>>,
     inside: Option<Arc<Netns>>,
 }
 
@@ -52,6 +54,7 @@ impl Builder {
             binary: None,
             settings: vec![],
             environment: vec![],
+            log_to: None,
             inside: None,
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
@@ -84,6 +87,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lets it log to this descriptor, as to journald's stream, instead of to a file.
+    #[must_use]
+    pub fn log_to(mut self, stream: OwnedFd) -> Self {
+        self.log_to = Some(Arc::new(stream));
         self
     }
 
@@ -167,12 +177,21 @@ impl Builder {
             .arg("run")
             .arg("--config")
             .arg(&configuration)
-            // It looks like a setting, and is none.
+            // It begins as the agent's own settings do, and is none.
             .env_remove(BINARY_VARIABLE)
             .envs(self.environment);
         self.node.enter_cgroup(&mut command)?;
         let log = self.node.directory().join("metadata-proxy.log");
-        let running = Running::start("metadata-proxy", &mut command, &log)?;
+        let running = match self.log_to {
+            None => Running::start("metadata-proxy", &mut command, &log)?,
+            Some(stream) => {
+                let stream = stream
+                    .try_clone()
+                    .context("cannot share the log's stream")?;
+                command.stdout(Stdio::null()).stderr(stream);
+                Running::start_writing("metadata-proxy", &mut command, &log)?
+            }
+        };
         let admin = admin_socket(&self.node);
         Ok(Agent {
             running,

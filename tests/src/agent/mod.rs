@@ -143,6 +143,7 @@ impl Agent {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments)
+            .env_remove(BINARY_VARIABLE)
             .arg("--config")
             .arg(&self.configuration)
             .env_remove(BINARY_VARIABLE);

@@ -51,3 +51,8 @@ pub(super) fn output_of_build(command: &mut Command) -> anyhow::Result<String> {
 fn name(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
 }
+
+/// Runs `command` silently; what it said is told only when it fails.
+pub(super) fn quiet(command: &mut Command) -> anyhow::Result<()> {
+    output(command).map(drop)
+}

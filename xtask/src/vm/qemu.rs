@@ -4,7 +4,6 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -15,6 +14,7 @@ use anyhow::{Context as _, ensure};
 
 use super::apt::{Apt, Suite};
 use super::command;
+use super::guest::background::die_with_us;
 
 /// Debian 12's own QEMU would replace packages that its backports' does not.
 const PACKAGES: [&str; 4] = [
@@ -60,14 +60,25 @@ impl Qemu {
 
     /// The first line of what it says of itself.
     pub(super) fn version(&self) -> anyhow::Result<String> {
-        let text = command::output(self.command().arg("-version"))?;
+        let text = command::output(self.command(None).arg("-version"))?;
         Ok(text.lines().next().unwrap_or_default().to_owned())
     }
 
     /// The program with its libraries and firmware, and nothing of a machine yet.
-    fn command(&self) -> Command {
+    fn command(&self, namespace: Option<&Path>) -> Command {
         let library = |folder: &str| self.root.join(folder).display().to_string();
-        let mut command = Command::new(self.root.join("usr/bin/qemu-system-x86_64"));
+        let program = self.root.join("usr/bin/qemu-system-x86_64");
+        let mut command = match namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("nsenter");
+                command
+                    .arg(format!("--net={}", namespace.display()))
+                    .arg("--")
+                    .arg(program);
+                command
+            }
+        };
         command
             .env(
                 "LD_LIBRARY_PATH",
@@ -89,7 +100,7 @@ impl Qemu {
 
     /// Starts a machine whose console goes to `log` and to the caller.
     pub(super) fn boot(&self, machine: &Machine, log: &Path) -> anyhow::Result<Running> {
-        let mut command = self.command();
+        let mut command = self.command(machine.namespace.as_deref());
         match machine.accel {
             Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
             Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
@@ -121,16 +132,7 @@ impl Qemu {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: prctl is a system call without memory of ours, between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                // Also when we are killed and can drop nothing.
-                if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
+        die_with_us(&mut command);
         let mut child = command.spawn().context("starting QEMU")?;
         let console = child.stdout.take().context("QEMU's console is piped")?;
         let complaints = child.stderr.take().context("QEMU's errors are piped")?;
@@ -148,6 +150,8 @@ pub(super) struct Machine {
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
     pub(super) command_line: String,
+    /// The network namespace in which QEMU runs; ours when there is none.
+    pub(super) namespace: Option<PathBuf>,
     /// Further arguments of QEMU.
     pub(super) devices: Vec<String>,
 }

@@ -2,10 +2,7 @@
 
 use std::{io, path::Path};
 
-use super::{
-    Item,
-    facts::NodeFacts,
-};
+use super::{Item, facts::NodeFacts};
 use crate::{
     admin::connect_now,
     cli::{exit::Exit, privileges},
@@ -255,10 +252,7 @@ pub(super) fn admin_socket(config: &Config) -> Item {
 mod tests {
     use super::*;
     use crate::{
-        cli::{
-            check::Verdict,
-            privileges::Capabilities,
-        },
+        cli::{check::Verdict, privileges::Capabilities},
         kernel::{EngineFacts, Mounts},
     };
 

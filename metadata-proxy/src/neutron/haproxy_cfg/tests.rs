@@ -166,7 +166,7 @@ fn rate_limits_are_read_for_either_family() {
         Some(RateLimit {
             family: AddressFamily::Ipv4,
             base: Window {
-                duration: Duration::from_secs(60),
+                duration: Duration::from_mins(1),
                 requests: 30
             },
             burst: Window {
@@ -199,7 +199,7 @@ fn timeouts_are_read_where_a_release_lets_them_be_set() {
     assert_eq!(timeouts.client, Duration::from_secs(32));
     for (written, expected) in [
         ("1500", Duration::from_millis(1500)),
-        ("2m", Duration::from_secs(120)),
+        ("2m", Duration::from_mins(2)),
         ("70ms", Duration::from_millis(70)),
         ("5000us", Duration::from_millis(5)),
     ] {

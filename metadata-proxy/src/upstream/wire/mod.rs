@@ -256,3 +256,6 @@ async fn read<S: AsyncRead + Unpin>(
         Err(source) => Err(Fault::Broken { began, source }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,39 +1,43 @@
 //! The real kernel: loads the embedded object, keeps its maps pinned, attaches and detaches.
 
+mod attach;
+mod tenant_map;
+
 use std::{
     fs::File,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::BorrowedFd,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
-    Ebpf, EbpfLoader, Pod,
-    maps::{HashMap, MapData, MapError, PerCpuArray, SockMap},
-    programs::{
-        CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, TcAttachType, TestRun as _,
-        TestRunOptions,
-        links::{FdLink, PinnedLink},
-        tc,
-    },
+    Ebpf, EbpfLoader,
+    maps::{MapData, MapError, PerCpuArray, SockMap},
+    programs::{SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, tc},
     util::KernelVersion,
 };
-use metadata_proxy_common::{ABI_VERSION, Outcome, TenantKey, TenantKind, TenantValue, names};
+use metadata_proxy_common::{ABI_VERSION, Outcome, names};
 use tracing::{debug, warn};
 
+use self::tenant_map::{Key, TenantMap, Value};
 use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, adopt};
 use crate::{identity::Tenant, netlink};
 
 /// The kernel programs, built by the build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metadata-proxy.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metadata-proxy.bpf.o"));
 
 /// First kernel with TCX links.
 const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
 
 /// The hooks on the cgroup, in the order in which they are attached: an address is only rewritten
 /// once it can be restored.
-const CGROUP_HOOKS: [&str; 4] =
-    [names::GETPEERNAME4, names::GETPEERNAME6, names::CONNECT4, names::CONNECT6];
+const CGROUP_HOOKS: [&str; 4] = [
+    names::GETPEERNAME4,
+    names::GETPEERNAME6,
+    names::CONNECT4,
+    names::CONNECT6,
+];
 
 /// What the programs are loaded with.
 #[derive(Clone, Debug)]
@@ -72,24 +76,12 @@ pub struct SteerRun {
     pub per_run: std::time::Duration,
 }
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Key(TenantKey);
-// SAFETY: an integer; every bit pattern is a value, and there is no padding.
-unsafe impl Pod for Key {}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Value(TenantValue);
-// SAFETY: bytes only; every bit pattern is a value, and padding is a named field.
-unsafe impl Pod for Value {}
-
 /// The kernel programs, loaded.
 pub struct EbpfKernel {
     options: KernelOptions,
     attach_type: AttachType,
     programs: Mutex<Ebpf>,
-    tenants: Mutex<HashMap<MapData, Key, Value>>,
+    tenants: TenantMap,
     outcomes: PerCpuArray<MapData, u64>,
     /// One instance of the lookup program for each namespace of the fallback engine.
     lookups: Mutex<std::collections::HashMap<NetnsCookie, Ebpf>>,
@@ -104,8 +96,18 @@ impl EbpfKernel {
         super::mounts::ensure_bpffs(&options.bpffs_dir)?;
         let tenants_pin = options.bpffs_dir.join(names::TENANTS);
         let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
-        adopt::remove_unfit_map(&tenants_pin, size_of::<Key>(), size_of::<Value>(), options.max_tenants)?;
-        adopt::remove_unfit_map(&outcomes_pin, size_of::<u32>(), size_of::<u64>(), Outcome::COUNT)?;
+        adopt::remove_unfit_map(
+            &tenants_pin,
+            size_of::<Key>(),
+            size_of::<Value>(),
+            options.max_tenants,
+        )?;
+        adopt::remove_unfit_map(
+            &outcomes_pin,
+            size_of::<u32>(),
+            size_of::<u64>(),
+            Outcome::COUNT,
+        )?;
 
         let (port, v4_only, debug_log) = globals(&options);
         let mut programs = loader(&port, &v4_only, &debug_log)
@@ -118,6 +120,7 @@ impl EbpfKernel {
             super::logger::start(&mut programs);
         }
         let tenants = take_map(&mut programs, names::TENANTS)?;
+        let tenants = TenantMap::new(tenants, options.max_tenants);
         let outcomes = take_map(&mut programs, names::OUTCOMES)?;
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
         steer.load().map_err(|e| KernelError::Load(chain(&e)))?;
@@ -129,7 +132,7 @@ impl EbpfKernel {
             options,
             attach_type,
             programs: Mutex::new(programs),
-            tenants: Mutex::new(tenants),
+            tenants,
             outcomes,
             lookups: Mutex::default(),
         })
@@ -139,30 +142,6 @@ impl EbpfKernel {
     #[must_use]
     pub const fn attach_type(&self) -> AttachType {
         self.attach_type
-    }
-
-    /// Attaches the connect and getpeername hooks to a cgroup and pins their links.
-    ///
-    /// New links are in place before those of an earlier process go, so no connect slips through.
-    ///
-    /// # Errors
-    /// [`KernelError::Cgroup`] or [`KernelError::Load`].
-    pub fn attach_cgroup_hooks(&self, cgroup: &std::path::Path) -> Result<(), KernelError> {
-        let error = |reason: String| KernelError::Cgroup { cgroup: cgroup.to_owned(), reason };
-        let dir = File::open(cgroup).map_err(|e| error(e.to_string()))?;
-        let mut programs = lock(&self.programs);
-        for name in CGROUP_HOOKS {
-            let hook: &mut CgroupSockAddr = program(&mut programs, name)?;
-            hook.load().map_err(|e| KernelError::Load(chain(&e)))?;
-            // The only mode a link takes; links of several programs live side by side all the same.
-            let link = hook
-                .attach(dir.as_fd(), CgroupAttachMode::Single)
-                .and_then(|id| hook.take_link(id))
-                .map_err(|e| error(chain(&e)))?;
-            let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
-            adopt::pin_link(link, &self.cgroup_pin(name))?;
-        }
-        Ok(())
     }
 
     /// Removes everything of ours from bpffs, which detaches the cgroup hooks.
@@ -182,9 +161,8 @@ impl EbpfKernel {
         adopt::remove_orphan_links(&self.options.bpffs_dir, is_tenant);
     }
 
-    /// Forgets declarations that an earlier process of ours left for namespaces that are gone.
-    ///
-    /// Declarations written by others are left alone.
+    /// Forgets declarations that an earlier process of ours left for namespaces that are gone, and
+    /// says how many. Declarations written by others are left alone.
     ///
     /// # Errors
     /// [`KernelError::Tenants`].
@@ -192,18 +170,11 @@ impl EbpfKernel {
         &self,
         is_tenant: impl Fn(NetnsCookie) -> bool,
     ) -> Result<usize, KernelError> {
-        let mut tenants = lock(&self.tenants);
-        let stale: Vec<Key> = tenants
+        let mut stale = self.tenants.of_agent();
+        stale.retain(|cookie| !is_tenant(*cookie));
+        stale
             .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, value)| {
-                value.0.is_of_agent() && !is_tenant(NetnsCookie(key.0.netns_cookie))
-            })
-            .map(|(key, _)| key)
-            .collect();
-        for key in &stale {
-            remove_key(&mut tenants, key)?;
-        }
+            .try_for_each(|cookie| self.tenants.withdraw(*cookie))?;
         Ok(stale.len())
     }
 
@@ -247,57 +218,6 @@ impl EbpfKernel {
             per_run: result.duration,
         })
     }
-
-    fn link_pin(&self, cookie: NetnsCookie, device: &Device) -> PathBuf {
-        self.options.bpffs_dir.join(adopt::link_name(cookie, device.index))
-    }
-
-    fn cgroup_pin(&self, name: &str) -> PathBuf {
-        self.options.bpffs_dir.join(format!("link-{name}"))
-    }
-
-    fn attach_tcx(&self, cookie: NetnsCookie, device: &Device) -> Result<(), KernelError> {
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
-        let pin = self.link_pin(cookie, device);
-        let mut programs = lock(&self.programs);
-        let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
-        // A link of an earlier process is switched to this program in one step. It cannot be if its
-        // device is gone, or if somebody detached it: then it is replaced.
-        let adopted = PinnedLink::from_pin(&pin)
-            .ok()
-            .and_then(|link| FdLink::from(link).try_into().ok())
-            .and_then(|link| steer.attach_to_link(link).ok());
-        let was_adopted = adopted.is_some();
-        let id = match adopted {
-            Some(id) => id,
-            None => steer
-                .attach(&device.name, TcAttachType::Ingress)
-                .map_err(|e| error(chain(&e)))?,
-        };
-        let link = steer.take_link(id).map_err(|e| error(chain(&e)))?;
-        let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
-        if was_adopted { Ok(()) } else { adopt::pin_link(link, &pin) }
-    }
-
-    fn attach_clsact(&self, device: &Device) -> Result<bool, KernelError> {
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
-        let had_clsact = tc::qdisc_add_clsact(&device.name).is_err();
-        // What an earlier process left under our name is ours; if nothing else was there, so was
-        // the queueing discipline.
-        let was_ours =
-            tc::qdisc_detach_program(&device.name, TcAttachType::Ingress, names::STEER).is_ok()
-                && netlink::has_no_filters(device.index).unwrap_or(false);
-        let mut programs = lock(&self.programs);
-        let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
-        let id = steer
-            .attach(&device.name, TcAttachType::Ingress)
-            .map_err(|e| error(chain(&e)))?;
-        let link = steer.take_link(id).map_err(|e| error(chain(&e)))?;
-        // A classic filter stays until it is deleted by name: the link must not be dropped, which
-        // would detach it from whatever namespace this thread happens to be in by then.
-        std::mem::forget(link);
-        Ok(!had_clsact || was_ours)
-    }
 }
 
 impl Kernel for EbpfKernel {
@@ -306,12 +226,19 @@ impl Kernel for EbpfKernel {
             AttachType::Tcx => self.attach_tcx(cookie, device).map(|()| false)?,
             AttachType::Clsact => self.attach_clsact(device)?,
         };
-        Ok(Attachment { device: device.clone(), attach_type: self.attach_type, made_clsact })
+        Ok(Attachment {
+            device: device.clone(),
+            attach_type: self.attach_type,
+            made_clsact,
+        })
     }
 
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError> {
         let device = &attachment.device;
-        let error = |reason: String| KernelError::Attach { device: device.name.clone(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: device.name.clone(),
+            reason,
+        };
         match attachment.attach_type {
             AttachType::Tcx => {
                 let ours = {
@@ -319,13 +246,13 @@ impl Kernel for EbpfKernel {
                     let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
                     steer.info().map_err(|e| error(chain(&e)))?.id()
                 };
-                let (_, programs) =
-                    SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
-                        .map_err(|e| error(chain(&e)))?;
+                let (_, programs) = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
+                    .map_err(|e| error(chain(&e)))?;
                 Ok(programs.iter().any(|program| program.id() == ours))
             }
-            AttachType::Clsact => netlink::has_filter(device.index, names::STEER)
-                .map_err(|e| error(e.to_string())),
+            AttachType::Clsact => {
+                netlink::has_filter(device.index, names::STEER).map_err(|e| error(e.to_string()))
+            }
         }
     }
 
@@ -341,7 +268,8 @@ impl Kernel for EbpfKernel {
                 {
                     debug!(device = device.name, %reason, "no filter of ours to detach");
                 }
-                if attachment.made_clsact && netlink::has_no_filters(device.index).unwrap_or(false) {
+                if attachment.made_clsact && netlink::has_no_filters(device.index).unwrap_or(false)
+                {
                     netlink::delete_clsact(device.index).map_err(|e| KernelError::Detach {
                         device: device.name.clone(),
                         reason: e.to_string(),
@@ -362,17 +290,26 @@ impl Kernel for EbpfKernel {
         cookie: NetnsCookie,
         listener: BorrowedFd<'_>,
     ) -> Result<(), KernelError> {
-        let error =
-            |reason: String| KernelError::Attach { device: "socket lookup".to_owned(), reason };
+        let error = |reason: String| KernelError::Attach {
+            device: "socket lookup".to_owned(),
+            reason,
+        };
         let (port, v4_only, debug_log) = globals(&self.options);
         let mut instance = loader(&port, &v4_only, &debug_log)
             .map_max_entries(names::TENANTS, 1)
-            .map_pin_path(names::OUTCOMES, self.options.bpffs_dir.join(names::OUTCOMES))
+            .map_pin_path(
+                names::OUTCOMES,
+                self.options.bpffs_dir.join(names::OUTCOMES),
+            )
             .load(OBJECT)
             .map_err(|e| KernelError::Load(chain(&e)))?;
         let mut listeners: SockMap<MapData> = take_map(&mut instance, names::LISTENERS)?;
-        let listener = listener.try_clone_to_owned().map_err(|e| error(e.to_string()))?;
-        listeners.set(0, &listener, 0).map_err(|e| error(chain(&e)))?;
+        let listener = listener
+            .try_clone_to_owned()
+            .map_err(|e| error(e.to_string()))?;
+        listeners
+            .set(0, &listener, 0)
+            .map_err(|e| error(chain(&e)))?;
         let lookup: &mut SkLookup = program(&mut instance, names::LOOKUP)?;
         lookup.load().map_err(|e| error(chain(&e)))?;
         let netns = File::open("/proc/thread-self/ns/net").map_err(|e| error(e.to_string()))?;
@@ -383,38 +320,19 @@ impl Kernel for EbpfKernel {
     }
 
     fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError> {
-        let key = Key(TenantKey { netns_cookie: cookie.0 });
-        let value = Value(TenantValue::by_agent(tenant.kind, tenant.id.into_bytes()));
-        lock(&self.tenants).insert(key, value, 0).map_err(|e| {
-            if errno_of(&e) == Some(libc::E2BIG) {
-                KernelError::TenantsFull { max: self.options.max_tenants }
-            } else {
-                KernelError::Tenants { what: "a declaration", reason: chain(&e) }
-            }
-        })
+        self.tenants.declare(cookie, tenant)
     }
 
     fn withdraw(&self, cookie: NetnsCookie) -> Result<(), KernelError> {
-        remove_key(&mut lock(&self.tenants), &Key(TenantKey { netns_cookie: cookie.0 }))
+        self.tenants.withdraw(cookie)
     }
 
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError> {
-        match lock(&self.tenants).get(&Key(TenantKey { netns_cookie: cookie.0 }), 0) {
-            Ok(Value(value)) => Ok(tenant_of(value)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(e) => Err(KernelError::Tenants { what: "a look-up", reason: chain(&e) }),
-        }
+        self.tenants.tenant(cookie)
     }
 
     fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
-        lock(&self.tenants)
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, value)| !value.0.is_of_agent())
-            .filter_map(|(key, value)| {
-                Some((NetnsCookie(key.0.netns_cookie), tenant_of(value.0)?))
-            })
-            .collect()
+        self.tenants.foreign()
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
@@ -431,15 +349,13 @@ impl Kernel for EbpfKernel {
     }
 }
 
-/// Decodes an entry; `None` if its kind is none, as in an entry that somebody wrote wrongly.
-fn tenant_of(value: TenantValue) -> Option<Tenant> {
-    let kind = TenantKind::from_byte(value.kind)?;
-    Some(Tenant { kind, id: uuid::Uuid::from_bytes(value.uuid) })
-}
-
 /// The values behind the object's globals, kept alive while the loader borrows them.
 fn globals(options: &KernelOptions) -> (u16, u8, u8) {
-    (options.listener_port, u8::from(options.listener_v4_only), u8::from(options.debug_log))
+    (
+        options.listener_port,
+        u8::from(options.listener_v4_only),
+        u8::from(options.debug_log),
+    )
 }
 
 fn loader<'a>(port: &'a u16, v4_only: &'a u8, debug_log: &'a u8) -> EbpfLoader<'a> {
@@ -475,26 +391,8 @@ where
         .map_err(|e| KernelError::Load(format!("program {name}: {}", chain(&e))))
 }
 
-fn remove_key(
-    tenants: &mut HashMap<MapData, Key, Value>,
-    key: &Key,
-) -> Result<(), KernelError> {
-    match tenants.remove(key) {
-        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-        Err(e) if errno_of(&e) == Some(libc::ENOENT) => Ok(()),
-        Err(e) => Err(KernelError::Tenants { what: "a withdrawal", reason: chain(&e) }),
-    }
-}
-
-fn errno_of(error: &MapError) -> Option<i32> {
-    match error {
-        MapError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
-}
-
 /// An error with what caused it, in one line: aya's own messages leave the cause out.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(in crate::kernel) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,0 +1,90 @@
+//! What the registry can be asked, and how.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::{Declaration, Provider, Settings};
+use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId};
+
+/// Why a tenant could not be added by hand.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    /// The namespace belongs to another tenant.
+    #[error("{0}")]
+    Conflict(String),
+    /// It is declared, but could not be brought up yet.
+    #[error("declared, but not served yet: {0}")]
+    Failing(String),
+}
+
+/// What the registry is asked to do.
+pub enum Command {
+    /// A provider declares a tenant.
+    Declare(Declaration, Option<oneshot::Sender<Result<(), AddError>>>),
+    /// A provider takes its declaration back.
+    Withdraw(NetnsId, Provider),
+    /// A namespace has lost its name: it is to be let go, whoever declared it.
+    Gone(NetnsId),
+    /// Something changed inside a namespace.
+    Changed(NetnsId),
+    /// Look whether everything is as it should be.
+    Audit,
+    /// The first scan is over: forget what an earlier process left. Answered once every tenant
+    /// declared before was tried.
+    Settled(oneshot::Sender<()>),
+    /// Use these settings from now on.
+    Reconfigure(Arc<Settings>),
+    /// Tell how every tenant is doing.
+    List(oneshot::Sender<Vec<TenantStatus>>),
+    /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
+    Remove(Tenant, oneshot::Sender<Option<bool>>),
+    /// Steer nothing more; what is open goes on.
+    Quiesce(oneshot::Sender<()>),
+    /// Take everything down; the registry ends.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// Sends commands to the registry.
+#[derive(Clone)]
+pub struct RegistryHandle(pub(super) mpsc::Sender<Command>);
+
+impl RegistryHandle {
+    /// Sends a command, waiting while the registry is busy. Lost when the process is ending.
+    pub async fn send(&self, command: Command) {
+        let _ = self.0.send(command).await;
+    }
+
+    /// Tells how every tenant is doing.
+    pub async fn list(&self) -> Vec<TenantStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::List(reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Says that the first scan is over, and waits until every tenant it found was tried.
+    pub async fn settle(&self) {
+        let (done, is_done) = oneshot::channel();
+        self.send(Command::Settled(done)).await;
+        let _ = is_done.await;
+    }
+
+    /// Takes back a declaration made by hand; false if others declare the tenant, `None` if nobody.
+    pub async fn remove(&self, tenant: Tenant) -> Option<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Remove(tenant, reply)).await;
+        answer.await.unwrap_or_default()
+    }
+
+    /// Declares a tenant and waits for the outcome of the first attempt.
+    ///
+    /// # Errors
+    /// [`AddError`].
+    pub async fn declare(&self, declaration: Declaration) -> Result<(), AddError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Declare(declaration, Some(reply))).await;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(AddError::Failing("the agent is ending".to_owned())))
+    }
+}

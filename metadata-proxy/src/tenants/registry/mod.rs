@@ -1,0 +1,342 @@
+//! The one task that owns every tenant: it brings them up, keeps them right, and takes them down.
+//!
+//! Commands are worked off one at a time, so no two of them ever act on the same namespace at once.
+//! A tenant that fails waits for its retry and holds up no other.
+
+mod handle;
+mod serving;
+mod status;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
+use tracing::{debug, warn};
+
+pub use self::handle::{AddError, Command, RegistryHandle};
+use super::{
+    Backoff, Counters, Declaration, Phase, Provider, Service, Settings, life::Life, place::Place,
+};
+use crate::{
+    admin::api::TenantStatus,
+    identity::Tenant,
+    kernel::{Engine, Kernel, NetnsCookie},
+    netns::{Netns, NetnsId, NetnsThread},
+    node::workers::Workers,
+};
+
+/// Commands that wait; a provider that sends more waits itself.
+const INBOX: usize = 1024;
+
+/// Called with the cookies of the namespaces served after the first scan.
+pub type OnSettled = Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>;
+
+/// Makes the settings of one tenant from the node's and its own.
+pub type SettingsOf = Box<dyn Fn(&Arc<Settings>, &Declaration) -> Arc<Settings> + Send + Sync>;
+
+/// Owns every tenant.
+pub struct Registry {
+    kernel: Arc<dyn Kernel>,
+    netns: NetnsThread,
+    workers: Workers,
+    settings: Arc<Settings>,
+    settings_of: SettingsOf,
+    engine: Engine,
+    port: u16,
+    own_cookie: NetnsCookie,
+    backoff: Backoff,
+    entries: HashMap<NetnsId, Entry>,
+    dirty: HashSet<NetnsId>,
+    is_quiet: bool,
+    commands: mpsc::Receiver<Command>,
+    sender: mpsc::Sender<Command>,
+    on_settled: Option<OnSettled>,
+}
+
+/// What a registry is made of.
+pub struct RegistryParts {
+    /// The kernel programs.
+    pub kernel: Arc<dyn Kernel>,
+    /// The thread that enters namespaces.
+    pub netns: NetnsThread,
+    /// Those who serve.
+    pub workers: Workers,
+    /// The node's settings.
+    pub settings: Arc<Settings>,
+    /// Makes the settings of one tenant.
+    pub settings_of: SettingsOf,
+    /// How connections are brought to listeners.
+    pub engine: Engine,
+    /// The listeners' port.
+    pub port: u16,
+    /// Cookie of the agent's own namespace.
+    pub own_cookie: NetnsCookie,
+    /// How long to wait after failures.
+    pub backoff: Backoff,
+    /// Called once with the namespaces served after the first scan.
+    pub on_settled: OnSettled,
+}
+
+struct Entry {
+    declarations: BTreeMap<Provider, Declaration>,
+    life: Life,
+    counters: Arc<Counters>,
+    served: Option<Served>,
+}
+
+struct Served {
+    service: Arc<Service>,
+    place: Place,
+    /// A way back into the namespace that needs no path; does not keep more alive than the listener.
+    handle: OwnedFd,
+    watcher: JoinHandle<()>,
+    /// Whether its entry in the map is somebody else's.
+    is_foreign: bool,
+}
+
+impl Entry {
+    fn declaration(&self) -> Option<&Declaration> {
+        self.declarations
+            .last_key_value()
+            .map(|(_, declaration)| declaration)
+    }
+}
+
+impl Registry {
+    /// Makes a registry and the handle to it.
+    #[must_use]
+    pub fn new(parts: RegistryParts) -> (Self, RegistryHandle) {
+        let (sender, commands) = mpsc::channel(INBOX);
+        let handle = RegistryHandle(sender.clone());
+        let registry = Self {
+            kernel: parts.kernel,
+            netns: parts.netns,
+            workers: parts.workers,
+            settings: parts.settings,
+            settings_of: parts.settings_of,
+            engine: parts.engine,
+            port: parts.port,
+            own_cookie: parts.own_cookie,
+            backoff: parts.backoff,
+            entries: HashMap::new(),
+            dirty: HashSet::new(),
+            is_quiet: false,
+            commands,
+            sender,
+            on_settled: Some(parts.on_settled),
+        };
+        (registry, handle)
+    }
+
+    /// Works until [`Command::Shutdown`].
+    pub async fn run(mut self) {
+        loop {
+            let retry = self.next_retry();
+            let wake = retry.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => match command {
+                    Some(Command::Shutdown(done)) => {
+                        self.shut_down().await;
+                        let _ = done.send(());
+                        return;
+                    }
+                    Some(command) => self.obey(command).await,
+                    None => return,
+                },
+                () = std::future::ready(()), if !self.dirty.is_empty() => self.converge_dirty().await,
+                () = sleep_until(wake.into()) => self.retry().await,
+            }
+        }
+    }
+
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Declare(declaration, reply) => {
+                let outcome = self.declare(declaration).await;
+                if let Some(reply) = reply {
+                    let _ = reply.send(outcome);
+                } else if let Err(error) = outcome {
+                    debug!(%error, "a declaration without effect");
+                }
+            }
+            Command::Withdraw(netns, provider) => self.withdraw(netns, provider).await,
+            Command::Gone(netns) => self.let_go(netns).await,
+            Command::Changed(netns) => {
+                self.dirty.insert(netns);
+            }
+            Command::Audit => {
+                let served = self
+                    .entries
+                    .iter()
+                    .filter(|(_, entry)| entry.served.is_some());
+                self.dirty.extend(served.map(|(netns, _)| *netns));
+            }
+            Command::Settled(done) => {
+                if let Some(settled) = self.on_settled.take() {
+                    settled(&self.cookies());
+                }
+                let _ = done.send(());
+            }
+            Command::Reconfigure(settings) => self.reconfigure(settings),
+            Command::List(reply) => {
+                let _ = reply.send(self.list());
+            }
+            Command::Remove(tenant, reply) => {
+                let _ = reply.send(self.remove(tenant).await);
+            }
+            Command::Quiesce(done) => {
+                self.quiesce().await;
+                let _ = done.send(());
+            }
+            // Ends the loop that calls this.
+            Command::Shutdown(_) => {}
+        }
+    }
+
+    async fn remove(&mut self, tenant: Tenant) -> Option<bool> {
+        let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
+            let declarations = &entry.declarations;
+            declarations
+                .values()
+                .any(|declaration| declaration.tenant == tenant)
+                .then(|| {
+                    (
+                        *netns,
+                        declarations
+                            .get(&Provider::Admin)
+                            .is_some_and(|d| d.tenant == tenant),
+                    )
+                })
+        })?;
+        if by_hand {
+            self.withdraw(netns, Provider::Admin).await;
+        }
+        Some(by_hand)
+    }
+
+    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
+    async fn quiesce(&mut self) {
+        self.is_quiet = true;
+        for entry in self.entries.values_mut() {
+            let Some(served) = &mut entry.served else {
+                continue;
+            };
+            let attachments = std::mem::take(&mut served.place.attachments);
+            let kernel = Arc::clone(&self.kernel);
+            let cookie = served.place.cookie;
+            let detach = move || {
+                for attachment in attachments.values() {
+                    if let Err(error) = kernel.detach(cookie, attachment) {
+                        warn!(%error, "left steer attached");
+                    }
+                }
+            };
+            match Netns::of_socket(&served.handle) {
+                Ok(netns) => {
+                    if let Err(error) = self.netns.run(netns, detach).await {
+                        warn!(%error, "cannot detach before draining");
+                    }
+                }
+                Err(error) => warn!(%error, "cannot detach before draining"),
+            }
+        }
+    }
+
+    fn cookies(&self) -> HashSet<NetnsCookie> {
+        self.entries
+            .values()
+            .filter_map(|entry| Some(entry.served.as_ref()?.place.cookie))
+            .collect()
+    }
+
+    async fn declare(&mut self, declaration: Declaration) -> Result<(), AddError> {
+        let netns = declaration.netns;
+        if declaration.provider == Provider::Admin
+            && let Some(other) = self.entries.get(&netns).and_then(Entry::declaration)
+            && other.tenant != declaration.tenant
+        {
+            return Err(AddError::Conflict(format!(
+                "namespace {} belongs to {} already ({})",
+                declaration.name,
+                other.tenant,
+                other.provider.label()
+            )));
+        }
+        let backoff = self.backoff;
+        let entry = self.entries.entry(netns).or_insert_with(|| Entry {
+            declarations: BTreeMap::new(),
+            life: Life::new(backoff),
+            counters: Arc::default(),
+            served: None,
+        });
+        let before = entry.declaration().map(|declaration| declaration.tenant);
+        entry
+            .declarations
+            .insert(declaration.provider, declaration.clone());
+        if declaration.provider == Provider::Register && *entry.life.phase() == Phase::Suspended {
+            entry.life.renewed();
+        }
+        let effective = entry.declaration().map(|declaration| declaration.tenant);
+        if entry.served.is_some() && before != effective {
+            self.take_down(netns).await;
+        }
+        self.bring_up(netns).await;
+        match self.entries.get(&netns).map(|entry| entry.life.phase()) {
+            Some(Phase::Failing { reason, .. }) => Err(AddError::Failing(reason.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        self.entries
+            .values()
+            .filter_map(|entry| entry.life.retry_at())
+            .min()
+    }
+
+    async fn retry(&mut self) {
+        let now = Instant::now();
+        let due: Vec<NetnsId> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.life.retry_at().is_some_and(|at| at <= now))
+            .map(|(netns, _)| *netns)
+            .collect();
+        for netns in due {
+            self.bring_up(netns).await;
+        }
+    }
+
+    fn reconfigure(&mut self, settings: Arc<Settings>) {
+        self.settings = settings;
+        for entry in self.entries.values() {
+            if let (Some(declaration), Some(served)) = (entry.declaration(), &entry.served) {
+                served
+                    .service
+                    .settings
+                    .store((self.settings_of)(&self.settings, declaration));
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<TenantStatus> {
+        let mut list: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(netns, entry)| status::status(*netns, entry, self.port))
+            .collect();
+        list.sort_by_key(|status| (status.kind, status.id));
+        list
+    }
+
+    async fn shut_down(&mut self) {
+        for netns in self.entries.keys().copied().collect::<Vec<_>>() {
+            self.take_down(netns).await;
+        }
+    }
+}

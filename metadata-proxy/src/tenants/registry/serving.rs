@@ -1,0 +1,294 @@
+//! Brings a tenant up, keeps it right, and takes it down: the registry's work in namespaces.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::Instant,
+};
+
+use tracing::{error, info, warn};
+
+use super::{Command, Registry, Served};
+use crate::{
+    netns::{Netns, NetnsError, NetnsId},
+    tenants::{
+        Counters, Declaration, Phase, Plan, Provider, Service, Settings,
+        place::{self, Opened, Place, PlaceError},
+    },
+};
+
+impl Registry {
+    pub(super) async fn withdraw(&mut self, netns: NetnsId, provider: Provider) {
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        let Some(withdrawn) = entry.declarations.remove(&provider) else {
+            return;
+        };
+        info!(tenant = %withdrawn.tenant, namespace = withdrawn.name, provider = provider.label(),
+            "tenant withdrawn");
+        let left = entry.declaration().map(|declaration| declaration.tenant);
+        if left.is_none() {
+            self.let_go(netns).await;
+        } else if provider == Provider::Register {
+            // Whoever started the stand-in ended the service with it.
+            self.take_down(netns).await;
+            if let Some(entry) = self.entries.get_mut(&netns) {
+                entry.life.suspended();
+            }
+        } else if left != Some(withdrawn.tenant) {
+            self.take_down(netns).await;
+            self.bring_up(netns).await;
+        }
+    }
+
+    /// Ends a tenant and forgets it: only so is its namespace not kept alive by us.
+    pub(super) async fn let_go(&mut self, netns: NetnsId) {
+        self.take_down(netns).await;
+        self.entries.remove(&netns);
+        self.dirty.remove(&netns);
+    }
+
+    fn plan(&self, declaration: &Declaration) -> Plan {
+        let binds = declaration
+            .settings
+            .iter()
+            .flat_map(|settings| &settings.binds);
+        Plan {
+            kind: declaration.tenant.kind,
+            interfaces: declaration.interfaces.clone(),
+            engine: self.engine,
+            port: self.port,
+            // What the metadata port gets is steered anyway, and haproxy may still be bound there.
+            binds: binds
+                .filter(|bind| bind.port != metadata_proxy_common::METADATA_PORT)
+                .map(|bind| (bind.socket_address(), bind.interface.clone()))
+                .collect(),
+            own_cookie: self.own_cookie,
+        }
+    }
+
+    /// Serves a tenant that is declared and not served; updates one that is.
+    pub(super) async fn bring_up(&mut self, netns: NetnsId) {
+        let Some(entry) = self.entries.get(&netns) else {
+            return;
+        };
+        let Some(declaration) = entry.declaration().cloned() else {
+            return;
+        };
+        if self.is_quiet || *entry.life.phase() == Phase::Suspended {
+            return;
+        }
+        let settings = (self.settings_of)(&self.settings, &declaration);
+        if let Some(served) = &entry.served {
+            served.service.settings.store(settings);
+            self.dirty.insert(netns);
+            return;
+        }
+        let counters = Arc::clone(&entry.counters);
+        let opened = self.open(&declaration).await;
+        let outcome = match opened {
+            Ok(opened) => self.start(&declaration, settings, counters, opened).await,
+            Err(reason) => Err(reason),
+        };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        match outcome {
+            Ok(served) => {
+                entry.served = Some(served);
+                if entry.life.served() {
+                    info!(tenant = %declaration.tenant, namespace = declaration.name,
+                        provider = declaration.provider.label(), "tenant served");
+                }
+            }
+            Err(reason) => {
+                // A namespace that was just made is a plain file for a moment.
+                let is_news = entry.life.failed(reason.clone(), Instant::now());
+                if is_news && entry.life.failures() > 1 {
+                    warn!(tenant = %declaration.tenant, namespace = declaration.name, reason,
+                        "tenant cannot be served; it is tried again");
+                }
+            }
+        }
+    }
+
+    /// Opens everything in the namespace.
+    async fn open(&self, declaration: &Declaration) -> Result<Opened, String> {
+        let netns = declaration.source.open().map_err(|e| e.to_string())?;
+        if netns.id() != declaration.netns {
+            return Err("the namespace was replaced by another one of that name".to_owned());
+        }
+        let kernel = Arc::clone(&self.kernel);
+        let plan = self.plan(declaration);
+        self.netns
+            .run(netns, move || place::open(&*kernel, &plan))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())
+    }
+
+    /// Declares the tenant to the kernel, then hands its listeners to the workers.
+    async fn start(
+        &self,
+        declaration: &Declaration,
+        settings: Arc<Settings>,
+        counters: Arc<Counters>,
+        opened: Opened,
+    ) -> Result<Served, String> {
+        let Opened {
+            listeners,
+            events,
+            place,
+        } = opened;
+        let handle = match listeners[0].as_fd().try_clone_to_owned() {
+            Ok(handle) => handle,
+            Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
+        };
+        // What somebody else wrote into the map is theirs to write and to remove.
+        if declaration.provider != Provider::Map
+            && let Err(error) = self.kernel.declare(place.cookie, declaration.tenant)
+        {
+            self.clear(&handle, place).await;
+            return Err(error.to_string());
+        }
+        let service = Arc::new(Service::new(
+            declaration.tenant,
+            place.cookie,
+            declaration.name.clone(),
+            settings,
+            counters,
+        ));
+        service.set_may_forward(place.may_forward);
+        for listener in listeners {
+            self.workers.listen(Arc::clone(&service), listener);
+        }
+        let sender = self.sender.clone();
+        let netns = declaration.netns;
+        let watcher = tokio::spawn(async move {
+            // Should the registry be too busy to hear, it is already looking at this namespace or
+            // the audit will.
+            let changed = move || drop(sender.try_send(Command::Changed(netns)));
+            if let Err(error) = events.watch(changed).await {
+                error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
+            }
+        });
+        for (device, reason) in &place.refused {
+            warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
+        }
+        let is_foreign = declaration.provider == Provider::Map;
+        Ok(Served {
+            service,
+            place,
+            handle,
+            watcher,
+            is_foreign,
+        })
+    }
+
+    /// Ends the service of a tenant, the reverse of bringing it up.
+    pub(super) async fn take_down(&mut self, netns: NetnsId) {
+        let Some(served) = self
+            .entries
+            .get_mut(&netns)
+            .and_then(|entry| entry.served.take())
+        else {
+            return;
+        };
+        if !served.is_foreign
+            && let Err(error) = self.kernel.withdraw(served.place.cookie)
+        {
+            error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
+        }
+        served.watcher.abort();
+        self.clear(&served.handle, served.place).await;
+        // Only now, when nothing is steered to it any more, the listener closes.
+        served.service.gone.cancel();
+    }
+
+    async fn clear(&self, handle: &OwnedFd, mut place: Place) {
+        let kernel = Arc::clone(&self.kernel);
+        let cookie = place.cookie;
+        let cleared = match Netns::of_socket(handle) {
+            Ok(netns) => {
+                self.netns
+                    .run(netns, move || place::clear(&*kernel, &mut place))
+                    .await
+            }
+            Err(error) => Err(NetnsError::Enter(error)),
+        };
+        if let Err(error) = cleared {
+            // Pinned links are what would keep steering; they need no namespace to be removed.
+            self.kernel.forget(cookie);
+            warn!(%error, "cannot clean a tenant namespace");
+        }
+    }
+
+    pub(super) async fn converge_dirty(&mut self) {
+        for netns in std::mem::take(&mut self.dirty) {
+            self.converge(netns).await;
+        }
+    }
+
+    /// Looks at one namespace and puts right what is not as it should be.
+    async fn converge(&mut self, netns: NetnsId) {
+        if self.is_quiet {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        let Some(declaration) = entry.declaration().cloned() else {
+            return;
+        };
+        let Some(mut served) = entry.served.take() else {
+            return;
+        };
+        let plan = self.plan(&declaration);
+        let kernel = Arc::clone(&self.kernel);
+        let place = std::mem::replace(&mut served.place, Place::empty());
+        let outcome = match Netns::of_socket(&served.handle) {
+            Ok(namespace) => {
+                self.netns
+                    .run(namespace, move || {
+                        let mut place = place;
+                        let outcome = place::converge(&*kernel, &plan, &mut place);
+                        (place, outcome)
+                    })
+                    .await
+            }
+            Err(error) => Ok((place, Err(PlaceError::unreachable(error)))),
+        };
+        let Some(entry) = self.entries.get_mut(&netns) else {
+            return;
+        };
+        match outcome {
+            Ok((place, outcome)) => {
+                served.place = place;
+                served.service.set_may_forward(served.place.may_forward);
+                match outcome {
+                    Ok(converged) => {
+                        if converged.mended > 0 {
+                            let mended = converged.mended;
+                            info!(tenant = %declaration.tenant, mended, "namespace put right");
+                        }
+                        for listener in converged.listeners {
+                            self.workers.listen(Arc::clone(&served.service), listener);
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
+                    }
+                }
+                entry.served = Some(served);
+            }
+            Err(error) => {
+                error!(%error, tenant = %declaration.tenant, "tenant lost; it is brought up anew");
+                self.kernel.forget(served.service.cookie);
+                served.watcher.abort();
+                served.service.gone.cancel();
+                entry.life.failed(error.to_string(), Instant::now());
+            }
+        }
+    }
+}

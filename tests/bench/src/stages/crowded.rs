@@ -1,0 +1,441 @@
+//! Many tenants, most of them idle: memory, start, new tenants, idling, and how all that grows.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use metadata_proxy_tests::{Node, wait_for};
+
+use super::{Lab, Row};
+use crate::{
+    Arguments,
+    account::{cpu_time, f64_of, memory, open_files},
+    crowd::{Crowd, Shown},
+    load::{self, Load, Mode},
+    proxies::{self, Ours, Theirs, Via},
+    report::{Bar, Line, Report, Samples},
+};
+
+/// Tenants that come and go while the others are there.
+const SPARE: usize = 20;
+/// Busy tenants when CPU per request is measured.
+const BUSY: usize = 16;
+/// Requests of the load after which memory is looked at again.
+const REQUESTS: usize = 10_000;
+/// As many tenants as bars are about.
+const BARRED: usize = 1000;
+const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * 1024.0;
+
+struct Plan {
+    sizes: &'static [usize],
+    /// haproxies, at most: a thousand take 3.5 GB.
+    theirs: usize,
+    starts: usize,
+    newcomers: usize,
+    idle: Duration,
+    window: Duration,
+}
+
+impl Plan {
+    const fn of(arguments: &Arguments) -> Self {
+        if arguments.quick {
+            Self {
+                sizes: &[10, 200],
+                theirs: 50,
+                starts: 1,
+                newcomers: 20,
+                idle: Duration::from_secs(15),
+                window: Duration::from_secs(1),
+            }
+        } else {
+            Self {
+                sizes: &[10, 100, 1000, 5000],
+                theirs: 1000,
+                starts: 3,
+                newcomers: 100,
+                idle: Duration::from_secs(60),
+                window: Duration::from_secs(3),
+            }
+        }
+    }
+
+    fn largest(&self) -> usize {
+        self.sizes.iter().copied().max().unwrap_or(0)
+    }
+}
+
+pub(super) fn seconds(arguments: &Arguments) -> u64 {
+    let plan = Plan::of(arguments);
+    let largest = plan.largest() as u64;
+    let idle = plan.sizes.len() as u64 * (plan.idle.as_secs() / 4) + plan.idle.as_secs();
+    largest / 25 + idle + plan.theirs as u64 / 12 + 10 * plan.sizes.len() as u64
+}
+
+/// What was seen with so many tenants.
+pub(super) struct Seen {
+    tenants: usize,
+    start: Samples,
+    idle_memory: f64,
+    loaded_memory: f64,
+    files: usize,
+    cpu: f64,
+    idle_cpu: Option<f64>,
+    newcomers: Vec<u32>,
+}
+
+pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
+    let plan = Plan::of(lab.arguments);
+    let pool = Node::new()?;
+    let count = plan.largest() + SPARE;
+    lab.progress.step(
+        &format!("making {count} tenants with guests"),
+        count as u64 / 25,
+    );
+    let crowd = Crowd::make(&pool, count)?;
+    let ours: Vec<Seen> = plan
+        .sizes
+        .iter()
+        .map(|size| of_ours(lab, &plan, &crowd, *size))
+        .collect::<Result<_>>()?;
+    let theirs = of_theirs(lab, &plan, &crowd)?;
+    write(lab.arguments, &ours, &theirs, report);
+    lab.progress.step("removing the tenants", 5);
+    Ok(())
+}
+
+fn of_ours(lab: &Lab<'_>, plan: &Plan, crowd: &Crowd, tenants: usize) -> Result<Seen> {
+    let say = |what: &str, seconds| {
+        lab.progress
+            .step(&format!("{tenants} tenants, ours: {what}"), seconds);
+    };
+    let node = &lab.ours;
+    let _shown = Shown::all(node, &crowd.tenants[..tenants])?;
+    let targets = &crowd.targets[..tenants];
+    let mut start = Samples::default();
+    let mut running = None;
+    for _ in 0..plan.starts {
+        drop(running.take());
+        say("start", 2);
+        let began = Instant::now();
+        let ours = Ours::start(lab, node, Via::AgentSocket)?;
+        load::until_answered(targets, ANSWERED_WITHIN)?;
+        start.push(began.elapsed().as_secs_f64());
+        ours.wait_serving(tenants, ANSWERED_WITHIN)?;
+        running = Some(ours);
+    }
+    thread::sleep(Duration::from_secs(2));
+    let idle_memory = f64_of(memory(node)?);
+    let files = open_files(node)?;
+
+    say("new tenants", 3);
+    let mut newcomers = Vec::new();
+    let spare = crowd
+        .tenants
+        .iter()
+        .zip(&crowd.targets)
+        .rev()
+        .take(SPARE)
+        .cycle();
+    for (tenant, target) in spare.take(plan.newcomers) {
+        let appeared = Instant::now();
+        let shown = Shown::to(node, tenant)?;
+        let answered = load::answered_at(target, ANSWERED_WITHIN)?;
+        newcomers.push(nanos(answered - appeared));
+        drop(shown);
+        wait_for("the end of a tenant", ANSWERED_WITHIN, || {
+            Ok((!load::is_served(target)?).then_some(()))
+        })?;
+    }
+    newcomers.sort_unstable();
+
+    say("CPU per request", plan.window.as_secs());
+    let cpu = cpu_per_request(node, plan, crowd, tenants.min(BUSY))?;
+    say("10,000 requests", 2);
+    spread_load(crowd, tenants)?;
+    // The whole time only where a bar is about it.
+    let is_long = tenants == BARRED || tenants == plan.largest().min(BARRED);
+    let idle = if is_long { plan.idle } else { plan.idle / 4 };
+    say("idle", idle.as_secs());
+    let before = cpu_time(node)?;
+    thread::sleep(idle);
+    let spent = (cpu_time(node)? - before).as_secs_f64() / idle.as_secs_f64();
+    let loaded_memory = f64_of(memory(node)?);
+    Ok(Seen {
+        tenants,
+        start,
+        idle_memory,
+        loaded_memory,
+        files,
+        cpu,
+        idle_cpu: Some(spent),
+        newcomers,
+    })
+}
+
+fn of_theirs(lab: &Lab<'_>, plan: &Plan, crowd: &Crowd) -> Result<Vec<Seen>> {
+    let node = &lab.theirs;
+    let mut all = Vec::new();
+    let mut proxies = Theirs::none();
+    let mut started = Duration::ZERO;
+    let mut running = 0;
+    let spare = crowd.tenants.len() - SPARE;
+    lab.progress.step(
+        "Neutron's rules for haproxy's tenants",
+        plan.theirs as u64 / 40,
+    );
+    crowd.install_rules(spare..crowd.tenants.len())?;
+    let mut sizes: Vec<_> = plan
+        .sizes
+        .iter()
+        .map(|size| *size.min(&plan.theirs))
+        .collect();
+    sizes.dedup();
+    for tenants in sizes {
+        let more = tenants - running;
+        lab.progress.step(
+            &format!("{tenants} tenants, haproxy: start"),
+            more as u64 / 15,
+        );
+        crowd.install_rules(running..tenants)?;
+        let began = Instant::now();
+        proxies.start(
+            node,
+            &crowd.tenants[running..tenants],
+            &lab.upstream,
+            &lab.syslog,
+        )?;
+        started += began.elapsed();
+        load::until_answered(&crowd.targets[..tenants], ANSWERED_WITHIN)?;
+        running = tenants;
+        let idle_memory = f64_of(memory(node)?);
+        let files = open_files(node)?;
+
+        lab.progress
+            .step(&format!("{tenants} tenants, haproxy: new tenants"), 5);
+        let mut newcomers = Vec::new();
+        for (tenant, target) in crowd.tenants.iter().zip(&crowd.targets).rev().take(SPARE) {
+            let began = Instant::now();
+            let _proxy = proxies::start_one(node, tenant, lab.upstream.socket(), &lab.syslog)?;
+            newcomers.push(nanos(load::answered_at(target, ANSWERED_WITHIN)? - began));
+        }
+        newcomers.sort_unstable();
+        lab.progress
+            .step(&format!("{tenants} tenants, haproxy: 10,000 requests"), 5);
+        spread_load(crowd, tenants)?;
+        thread::sleep(Duration::from_secs(2));
+        let loaded_memory = f64_of(memory(node)?);
+        all.push(Seen {
+            tenants,
+            start: started.as_secs_f64().into(),
+            idle_memory,
+            loaded_memory,
+            files,
+            cpu: f64::NAN,
+            idle_cpu: None,
+            newcomers,
+        });
+    }
+    proxies.stop();
+    Ok(all)
+}
+
+fn nanos(duration: Duration) -> u32 {
+    u32::try_from(duration.as_nanos()).unwrap_or(u32::MAX)
+}
+
+fn cpu_per_request(node: &Node, plan: &Plan, crowd: &Crowd, busy: usize) -> Result<f64> {
+    let load = Load {
+        mode: Mode::Close,
+        connections: 32,
+        rate: None,
+        warm_up: Duration::from_millis(300),
+        window: plan.window,
+        at_most: usize::MAX,
+    };
+    let outcome = load::run(&crowd.targets[..busy], load, || cpu_time(node))?;
+    let (before, after) = outcome.probed;
+    Ok((after - before).as_secs_f64() * 1e6 / load::count(outcome.answered))
+}
+
+/// Asks for all tenants alike.
+fn spread_load(crowd: &Crowd, tenants: usize) -> Result<()> {
+    let load = Load {
+        mode: Mode::Close,
+        connections: tenants.min(256),
+        rate: None,
+        warm_up: Duration::ZERO,
+        window: ANSWERED_WITHIN,
+        at_most: REQUESTS,
+    };
+    let outcome = load::run(&crowd.targets[..tenants], load, || Ok(()))?;
+    ensure!(
+        outcome.failed == 0,
+        "{} of {REQUESTS} requests failed: {}",
+        outcome.failed,
+        outcome.why.as_deref().context("no reason")?,
+    );
+    Ok(())
+}
+
+fn write(arguments: &Arguments, ours: &[Seen], theirs: &[Seen], report: &mut Report) {
+    let mut line = |row: Row, name: String, unit, ours: Samples, peer: Option<Samples>, bar| {
+        if arguments.wants(row) {
+            report.push(Line {
+                row,
+                name,
+                unit,
+                ours,
+                peer,
+                bar,
+            });
+        }
+    };
+    for seen in ours {
+        let n = seen.tenants;
+        let peer = theirs.iter().find(|their| their.tenants == n);
+        let of = |value: fn(&Seen) -> f64| peer.map(|peer| value(peer).into());
+        let is_barred = n == BARRED;
+        let bar = |bar| is_barred.then_some(bar);
+        let mib = |bytes: f64| Samples::from(bytes / MIB);
+        line(
+            Row::Memory,
+            format!("{n} tenants, idle"),
+            "MiB",
+            mib(seen.idle_memory),
+            of(|seen| seen.idle_memory / MIB),
+            bar(Bar::RatioAtMost(0.01)),
+        );
+        line(
+            Row::Memory,
+            format!("{n} tenants, after load"),
+            "MiB",
+            mib(seen.loaded_memory),
+            of(|seen| seen.loaded_memory / MIB),
+            bar(Bar::RatioAtMost(0.01)),
+        );
+        if is_barred {
+            let worst = seen.idle_memory.max(seen.loaded_memory);
+            let bar = Some(Bar::AtMost(32.0));
+            line(
+                Row::Memory,
+                format!("{n} tenants, the larger"),
+                "MiB",
+                mib(worst),
+                None,
+                bar,
+            );
+        }
+        let start = peer.map(|peer| peer.start.clone());
+        let ratio = bar(Bar::RatioAtMost(1.0 / 30.0));
+        line(
+            Row::Start,
+            format!("{n} tenants"),
+            "s",
+            seen.start.clone(),
+            start,
+            ratio,
+        );
+        if is_barred {
+            let bar = Some(Bar::AtMost(1.5));
+            line(
+                Row::Start,
+                format!("{n} tenants, by itself"),
+                "s",
+                seen.start.clone(),
+                None,
+                bar,
+            );
+        }
+        for (share, what) in [(0.5, "p50"), (0.99, "p99")] {
+            let of = |seen: &Seen| load::percentile(&seen.newcomers, share) / 1e6;
+            let ratio = (what == "p99").then_some(Bar::RatioAtMost(1.0 / 3.0));
+            let peer = peer.or(theirs.last()).map(|peer| Samples::from(of(peer)));
+            let name = format!("{n} others, {what}");
+            line(
+                Row::NewTenant,
+                name.clone(),
+                "ms",
+                of(seen).into(),
+                peer,
+                ratio,
+            );
+            if what == "p99" {
+                let bar = Some(Bar::AtMost(20.0));
+                line(
+                    Row::NewTenant,
+                    name + ", by itself",
+                    "ms",
+                    of(seen).into(),
+                    None,
+                    bar,
+                );
+            }
+        }
+        if let Some(idle) = seen.idle_cpu {
+            let bar = bar(Bar::AtMost(0.1));
+            line(
+                Row::Idle,
+                format!("{n} tenants"),
+                "% of a core",
+                (idle * 100.0).into(),
+                None,
+                bar,
+            );
+        }
+        line(
+            Row::Scale,
+            format!("{n} tenants, CPU per request"),
+            "µs",
+            seen.cpu.into(),
+            None,
+            None,
+        );
+        let files = load::count(seen.files).into();
+        let peer = peer.map(|peer| load::count(peer.files).into());
+        line(
+            Row::Scale,
+            format!("{n} tenants, open files"),
+            "",
+            files,
+            peer,
+            None,
+        );
+    }
+    let (Some(first), Some(last)) = (ours.first(), ours.last()) else {
+        return;
+    };
+    let more = load::count(last.tenants - first.tenants);
+    for (what, of) in [
+        ("idle", (|seen: &Seen| seen.idle_memory) as fn(&Seen) -> f64),
+        ("after load", |seen| seen.loaded_memory),
+    ] {
+        let growth = (of(last) - of(first)) / more / KIB;
+        let bar = Some(Bar::AtMost(12.0));
+        line(
+            Row::Memory,
+            format!("growth per tenant, {what}"),
+            "KiB",
+            growth.into(),
+            None,
+            bar,
+        );
+    }
+    let flat = last.cpu / first.cpu;
+    let name = format!(
+        "CPU per request, {} tenants over {}",
+        last.tenants, first.tenants
+    );
+    line(
+        Row::Scale,
+        name,
+        "×",
+        flat.into(),
+        None,
+        Some(Bar::AtMost(1.2)),
+    );
+    report.lines.sort_by_key(|line| line.row as usize);
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask bench`: measures the agent beside the haproxy that Neutron starts for each tenant.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    build::{self, BuildArgs},
+    setup::{self, Purpose},
+    step,
+    workspace::{self, is_root},
+};
+
+/// The program that measures, and its package.
+const PROGRAM: &str = "metadata-proxy-bench";
+
+/// How it ends when all went well and a bar does not hold.
+const BAR_FAILED: i32 = 2;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Fewer repeats and tenants: a look within minutes, not a result
+    #[arg(long)]
+    quick: bool,
+    /// Writes the results to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, limit, kernel,
+    /// idle or scale; can be given more than once
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
+/// Runs the verb; a full run writes `docs/benchmarks.md`.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if !is_root() {
+        bail!("the benchmark makes network namespaces and attaches programs: run it as root");
+    }
+    setup::ensure(Purpose::Test)?;
+    // Load generator and upstream share the machine with what they measure: optimised too.
+    let built = build::build(BuildArgs::default())?;
+    step::run(workspace::cargo("build").args(["--package", PROGRAM, "--release"]))?;
+    let mut command =
+        std::process::Command::new(workspace::target_dir().join("release").join(PROGRAM));
+    command
+        .arg("--agent")
+        .arg(&built.agent)
+        .arg("--docs")
+        .arg(workspace::root().join("docs"));
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(path) = &args.json {
+        command.arg("--json").arg(path);
+    }
+    for name in &args.only {
+        command.args(["--only", name]);
+    }
+    let status = step::status(&mut command)?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(BAR_FAILED) => bail!("not every bar holds"),
+        _ => bail!("`{}` failed ({status})", step::shown(&command)),
+    }
+}
