@@ -168,25 +168,30 @@ async fn serve(stream: TcpStream, guest: Guest) {
     let ended = loop {
         tokio::select! {
             biased;
-            ended = &mut connection => break ended,
-            () = service.gone.cancelled() => break Ok(()),
-            () = node.ends.aborting.cancelled() => break Ok(()),
+            ended = &mut connection => break Some(ended),
+            () = service.gone.cancelled() => break None,
+            () = node.ends.aborting.cancelled() => break None,
             () = node.ends.stopping.cancelled(), if !is_ending => {
                 is_ending = true;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
         }
     };
-    if let Err(error) = ended {
-        node.metrics.connection_failed(&error);
-        debug!(tenant = %service.tenant, guest = %guest.address, %error, "connection ended early");
-        if error.is_timeout() {
-            let rest = connection.into_parts();
-            // Who has had an answer and asks no more is told nothing, as by haproxy.
-            if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
-                rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            node.metrics.connection_failed(&error);
+            debug!(tenant = %service.tenant, guest = %guest.address, %error,
+                "connection ended early");
+            if error.is_timeout() {
+                let rest = connection.into_parts();
+                // Who has had an answer and asks no more is told nothing, as by haproxy.
+                if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
+                    rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+                }
             }
         }
+        None => connection.into_parts().io.into_inner().reset(),
     }
     service.counters.open.fetch_sub(1, Ordering::Relaxed);
 }
