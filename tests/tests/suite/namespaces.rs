@@ -1,6 +1,7 @@
 //! Tenant namespaces come, go, and come again, and some cannot be served for a while.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::TcpListener,
     os::fd::AsRawFd as _,
@@ -13,8 +14,11 @@ use metadata_proxy_tests::{
     wait_until,
 };
 use nix::mount::{MsFlags, mount};
+use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice};
+use crate::stage::{SOON, Stage, assert_served, assert_served_twice, times_steered};
+
+const NETWORK: Uuid = Uuid::from_u128(0x1234_5678);
 
 #[test]
 fn a_namespace_deleted_under_load_is_let_go_at_once() {
@@ -61,7 +65,7 @@ fn a_namespace_deleted_under_load_is_let_go_at_once() {
 #[test]
 fn a_namespace_made_again_under_its_name_is_a_new_tenant() {
     let stage = Stage::new();
-    let id = uuid::Uuid::new_v4();
+    let id = Uuid::new_v4();
     let make = || {
         let tenant = TenantFixture::builder(Kind::Router).id(id);
         stage.served(tenant.build(&stage.node).unwrap())
@@ -236,27 +240,38 @@ fn a_directory_of_namespaces_that_comes_late_is_found() {
 }
 
 #[test]
-fn a_tenant_in_two_namespaces_is_served_in_the_first_only() {
+fn a_network_with_a_namespace_for_each_segment_is_served_in_each() {
     let stage = Stage::new();
-    let first = stage.tenant(Kind::Network);
-    // The DHCP agent's names of two segments of one network.
-    let second = TenantFixture::builder(Kind::Network)
-        .id(first.id)
-        .suffix("-segment")
-        .build(&stage.node)
-        .unwrap();
-    wait_until("the second to be refused", SOON, || {
-        stage.agent.log().contains("remove it there first")
+    let segments = ["", "-1001", "-1002"].map(|suffix| {
+        let segment = TenantFixture::builder(Kind::Network)
+            .id(NETWORK)
+            .suffix(suffix);
+        segment.build(&stage.node).unwrap()
+    });
+    let cookies: BTreeSet<_> = segments
+        .iter()
+        .map(|segment| tenant_map::cookie(&segment.netns).unwrap())
+        .collect();
+    wait_until("service of all segments", SOON, || {
+        let map = tenant_map::read(&stage.node).unwrap();
+        map.keys().copied().collect::<BTreeSet<_>>() == cookies
+            && map.values().all(|entry| entry.id == NETWORK)
     })
     .unwrap();
-    assert_served(&first);
-    let map = tenant_map::read(&stage.node).unwrap();
-    let cookie = tenant_map::cookie(&first.netns).unwrap();
-    assert_eq!(map.keys().collect::<Vec<_>>(), [&cookie]);
-    // Once the first has gone, the second has its turn.
+    for segment in &segments {
+        wait_until("steering", SOON, || {
+            times_steered(&segment.netns, &segment.subnets[0].device) == 1
+        })
+        .unwrap();
+        assert_served_twice(segment);
+    }
+    let [first, second, _third] = segments;
     drop(first);
-    stage.agent.wait_served(&second).unwrap();
-    assert_served(&second);
+    wait_until("the end of one segment", SOON, || {
+        tenant_map::read(&stage.node).unwrap().len() == 2
+    })
+    .unwrap();
+    assert_served_twice(&second);
 }
 
 #[test]
