@@ -25,10 +25,10 @@ mod interfaces;
 mod namespaces;
 mod repair;
 
-//mod drain;
-//mod map;
-//mod reload;
-//mod restart;
+mod drain;
+mod map;
+mod reload;
+mod restart;
 
 //mod framing;
 //mod limits;
