@@ -44,7 +44,7 @@ impl Plant {
         let scratch = scratch.join(guest.name);
         fs::create_dir_all(&scratch).context("creating a folder for a guest's network")?;
         let segment = Namespace::create(&scratch, "segment")?;
-        segment.ip(&format!("link add br0 type bridge mcast_snooping 0"))?;
+        segment.ip("link add br0 type bridge mcast_snooping 0")?;
         segment.ip(&format!("link set br0 mtu {MTU} up"))?;
         segment.ip(&format!("tuntap add mode tap name {TAP} vnet_hdr"))?;
         segment.ip(&format!("link set {TAP} mtu {MTU} master br0 up"))?;

@@ -183,10 +183,18 @@ fn interface_id(mac: &str) -> String {
         .split(':')
         .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
         .collect();
-    let [a, b, c, d, e, f] = bytes[..] else {
+    let Ok([first, mac @ ..]) = <[u8; 6]>::try_from(bytes) else {
         return String::new();
     };
-    format!("{:x}{b:02x}:{c:x}ff:fe{d:02x}:{e:x}{f:02x}", a ^ 2)
+    format!(
+        "{:x}{:02x}:{:x}ff:fe{:02x}:{:x}{:02x}",
+        first ^ 2,
+        mac[0],
+        mac[1],
+        mac[2],
+        mac[3],
+        mac[4]
+    )
 }
 
 #[cfg(test)]
