@@ -48,6 +48,11 @@ fn steer_segment(
         if socket.is_of_a_connection() {
             return assign(ctx, &socket, Outcome::SteeredEstablished);
         }
+        // Left to the kernel, it is acknowledged, which makes the guest reset it: the next SYN, a
+        // second later, finds nothing in its way.
+        if socket.is_in_the_way(tuple.is_v4()) {
+            return Outcome::PassedStray;
+        }
     }
     let outcome = if tcp.is_syn() {
         Outcome::SteeredSyn

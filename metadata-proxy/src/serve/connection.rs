@@ -4,7 +4,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,6 +36,8 @@ pub(super) struct Guest {
     pub(super) service: Arc<Service>,
     pub(super) node: Arc<Node>,
     pub(super) admitted: ConnectionToken,
+    /// Whether the answer being written is whole, and the last of the connection.
+    pub(super) is_last: AtomicBool,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -101,6 +106,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 service: Arc::clone(service),
                 node: Arc::clone(node),
                 admitted,
+                is_last: AtomicBool::new(false),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -144,7 +150,11 @@ async fn serve(stream: TcpStream, guest: Guest) {
         .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
         // As everybody writes them; some guests' parsers were never tried with anything else.
         .title_case_headers(true);
-    let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
+    let io = TokioIo::new(GuestIo::new(
+        stream,
+        settings.timeouts.client,
+        &guest.is_last,
+    ));
     drop(settings);
     let guest = &guest;
     let answer = service_fn(|request: Request<Incoming>| request::answer(guest, request));
