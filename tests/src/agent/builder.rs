@@ -43,6 +43,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -54,6 +55,7 @@ impl Builder {
             settings: vec![],
             environment: vec![],
             log_to: None,
+            under: vec![],
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -85,6 +87,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it under another program: its name and arguments, before the agent's own.
+    #[must_use]
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -160,7 +169,14 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = Command::new(&binary);
+        let mut command = match self.under.split_first() {
+            None => Command::new(&binary),
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&binary);
+                command
+            }
+        };
         command
             .arg("run")
             .arg("--config")
