@@ -5,30 +5,45 @@
 
 use std::{
     io::{self, IoSlice},
+    os::fd::AsRawFd as _,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use nix::sys::socket::{MsgFlags, sendmsg};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::{Sleep, sleep},
 };
 
+use crate::listener;
+
 /// A socket with a bound on how long a write may stand still.
-pub(super) struct GuestIo {
+pub(super) struct GuestIo<'a> {
     stream: TcpStream,
     patience: Duration,
+    /// Set once what is written is the last, whole answer, after which the connection ends.
+    is_last: &'a AtomicBool,
+    /// Whether the guest has closed its side: then it is not for us to linger.
+    guest_closed: bool,
     /// Made when a write stands still for the first time: nearly no connection needs one.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl GuestIo {
-    pub(super) const fn new(stream: TcpStream, patience: Duration) -> Self {
+impl<'a> GuestIo<'a> {
+    pub(super) const fn new(
+        stream: TcpStream,
+        patience: Duration,
+        is_last: &'a AtomicBool,
+    ) -> Self {
         Self {
             stream,
             patience,
+            is_last,
+            guest_closed: false,
             stalled: None,
         }
     }
@@ -58,23 +73,52 @@ impl GuestIo {
     }
 }
 
-impl AsyncRead for GuestIo {
+impl GuestIo<'_> {
+    /// Writes what the end of the connection follows at once: the kernel holds the last segment
+    /// back until then, and sends both as one.
+    fn poll_write_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let send = || {
+                sendmsg::<()>(self.stream.as_raw_fd(), bufs, &[], flags, None).map_err(Into::into)
+            };
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncRead for GuestIo<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && buf.filled().len() == before;
+        read
     }
 }
 
-impl AsyncWrite for GuestIo {
+impl AsyncWrite for GuestIo<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, &[IoSlice::new(buf)])
+        } else {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        };
         self.paced(cx, written)
     }
 
@@ -83,7 +127,11 @@ impl AsyncWrite for GuestIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, bufs)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        };
         self.paced(cx, written)
     }
 
@@ -96,6 +144,10 @@ impl AsyncWrite for GuestIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Before the guest is told: its answer to that may be faster than we are.
+        if !self.guest_closed {
+            listener::free_port(&self.stream);
+        }
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
@@ -113,7 +165,8 @@ mod tests {
             .await
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let mut io = GuestIo::new(stream, Duration::from_millis(50));
+        let is_last = AtomicBool::new(false);
+        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last);
         let endless = vec![0; 1 << 20];
         let error = loop {
             if let Err(error) = io.write_all(&endless).await {
@@ -122,5 +175,33 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(guest);
+    }
+
+    /// Bytes written that the kernel has not sent.
+    fn unsent(stream: &TcpStream) -> i32 {
+        let mut bytes = 0;
+        // SAFETY: SIOCOUTQNSD writes one int to where it is told; the descriptor is open.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), 0x894b, &raw mut bytes) };
+        assert_eq!(result, 0);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn the_last_answer_is_sent_with_the_end_of_the_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let is_last = AtomicBool::new(true);
+        let mut io = GuestIo::new(stream, Duration::from_secs(5), &is_last);
+        io.write_all(b"answer").await.unwrap();
+        assert_eq!(unsent(&io.stream), 6);
+        io.shutdown().await.unwrap();
+        guest.readable().await.unwrap();
+        let mut received = [0; 16];
+        assert_eq!(guest.try_read(&mut received).unwrap(), 6);
+        assert_eq!(guest.try_read(&mut received).unwrap(), 0);
     }
 }
