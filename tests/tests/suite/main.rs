@@ -21,9 +21,9 @@ mod neutron_rules;
 mod direct;
 mod processes;
 
-//mod interfaces;
-//mod namespaces;
-//mod repair;
+mod interfaces;
+mod namespaces;
+mod repair;
 
 //mod drain;
 //mod map;
