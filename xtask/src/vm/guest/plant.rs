@@ -71,13 +71,14 @@ impl Plant {
                 }
             }
             Way::Ipv6Only => {
-                for address in ["2001:db8:6::2/64 nodad", "fe80::a9fe:a9fe/64 nodad"] {
-                    dhcp.ip(&format!("addr add {address} dev {DHCP_DEVICE}"))?;
-                }
+                dhcp.ip(&format!(
+                    "addr add 2001:db8:6::2/64 dev {DHCP_DEVICE} nodad"
+                ))?;
                 let namespace = qrouter(guest, namespaces, &segment)?;
                 namespace.ip(&format!(
                     "addr add 2001:db8:6::1/64 dev {ROUTER_DEVICE} nodad"
                 ))?;
+                rules(&namespace, false)?;
                 servers.push(radvd(&namespace, &scratch, tools)?);
                 router = Some(namespace);
             }

@@ -14,7 +14,7 @@ pub(super) enum Way {
     },
     /// Through the DHCP namespace of a network without a router.
     Isolated,
-    /// Through the DHCP namespace of a network that has no IPv4 (`force_metadata`).
+    /// Through its router's namespace, on a network without IPv4.
     Ipv6Only,
 }
 
@@ -123,6 +123,7 @@ impl Guest {
              say long-request $(curl -s -g -o /dev/null -w '%{{http_code}}' \
              -H \"X-Padding: $padding\" '{}/openstack/latest/meta_data.json')\n\
              say segmentation $(ethtool -k eth0 | sed -n 's/^tcp-segmentation-offload: //p')\n\
+             say gateway $(ip route show default; ip -6 route show default)\n\
              say end\n",
             self.url()
         );
@@ -147,8 +148,8 @@ impl Guest {
     /// The tenant and its instance, as the embedded upstream's file has them.
     pub(super) fn tenant(&self, user_data_file: &str) -> Value {
         let (kind, id) = match self.way {
-            Way::Router { .. } => ("router", self.router),
-            Way::Isolated | Way::Ipv6Only => ("network", self.network),
+            Way::Router { .. } | Way::Ipv6Only => ("router", self.router),
+            Way::Isolated => ("network", self.network),
         };
         json!({
             kind: id,
