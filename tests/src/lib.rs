@@ -13,6 +13,7 @@ pub mod document;
 pub mod footprint;
 pub mod haproxy;
 pub mod http_agent;
+pub mod kept;
 pub mod metadata_agent;
 pub mod mountinfo;
 pub mod netns;
