@@ -61,6 +61,7 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     // haproxy sets it too: both can be bound while a node is migrated from one to the other.
     socket.set_reuse_port(true)?;
+    be_transparent(&socket)?;
     // Accepted sockets inherit it: answers are written whole.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
@@ -80,6 +81,22 @@ fn shared_sockets_can_be_assigned() -> bool {
         let release = uname.release().to_string_lossy().parse::<KernelRelease>();
         release.is_ok_and(|release| release.at_least(6, 6))
     })
+}
+
+/// Makes an assignment by `steer` outlive NAT.
+///
+/// Wherever a namespace has a NAT rule for incoming or outgoing packets, as every router of Neutron
+/// has, the kernel takes the assigned listener for an early lookup gone wrong, since it has no peer
+/// whose port could be compared, and drops the assignment: the SYN is answered with a reset. It
+/// spares transparent sockets (`nf_nat_ipv4_local_in` in net/netfilter/nf_nat_proto.c, Linux 5.14).
+fn be_transparent(socket: &Socket) -> io::Result<()> {
+    // One flag for both families, which IPv6 sockets take at this level too.
+    match socket.set_ip_transparent_v4(true) {
+        // Takes CAP_NET_ADMIN, as everything else in a tenant namespace does; without it nothing is
+        // steered here.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Reads the cookie of the namespace the calling thread is in.

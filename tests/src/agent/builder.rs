@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::Agent;
-use crate::{node::Node, process::Running};
+use crate::{netns::Netns, node::Node, process::Running};
 
 /// Names the binary when it is not beside the test.
-pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
+pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BIN";
 
 /// Finds the agent's binary: where the variable says, else in the target directory of the running
 /// program.
@@ -57,6 +57,7 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
+    inside: Option<Arc<Netns>>,
 }
 
 impl Builder {
@@ -68,6 +69,7 @@ impl Builder {
             settings: vec![],
             environment: vec![],
             log_to: None,
+            inside: None,
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -106,6 +108,13 @@ impl Builder {
     #[must_use]
     pub fn log_to(mut self, stream: OwnedFd) -> Self {
         self.log_to = Some(Arc::new(stream));
+        self
+    }
+
+    /// Lets the agent run in this namespace, as if it were the node's own.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.inside = Some(netns);
         self
     }
 
@@ -174,7 +183,10 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = Command::new(&binary);
+        let mut command = match &self.inside {
+            Some(netns) => netns.command(&binary)?,
+            None => Command::new(&binary),
+        };
         command
             .arg("run")
             .arg("--config")

@@ -176,10 +176,11 @@ impl Registry {
                     .filter(|(_, entry)| entry.served.is_some());
                 self.dirty.extend(served.map(|(netns, _)| *netns));
             }
-            Command::Settled => {
+            Command::Settled(done) => {
                 if let Some(settled) = self.on_settled.take() {
                     settled(&self.cookies());
                 }
+                let _ = done.send(());
             }
             Command::Reconfigure(settings) => self.reconfigure(settings),
             Command::List(reply) => {
