@@ -25,14 +25,28 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os(BINARY_VARIABLE) {
         return Ok(path.into());
     }
+    built("metadata-proxy")
+}
+
+/// Finds the stand-in for haproxy, in the target directory of the running program.
+///
+/// # Errors
+/// It has not been built.
+pub fn stand_in() -> Result<PathBuf> {
+    built("haproxy")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("where is this program?")?;
     // A test is in target/<profile>/deps, xtask in target/<profile>.
     own.ancestors()
         .skip(1)
         .take(2)
-        .map(|directory| directory.join("metadata-proxy"))
+        .map(|directory| directory.join(name))
         .find(|path| path.is_file())
-        .context("metadata-proxy has not been built; run the tests with `cargo xtask test`")
+        .with_context(|| {
+            format!("{name} has not been built; run the tests with `cargo xtask test`")
+        })
 }
 
 /// How the agent is to be started.
