@@ -7,7 +7,7 @@
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -147,7 +147,7 @@ impl Discovery {
 
     /// Looks at every name in the directory and at every name that was there.
     async fn scan(&mut self) {
-        let mut names: Vec<String> = std::fs::read_dir(&self.dir)
+        let mut names: HashSet<String> = std::fs::read_dir(&self.dir)
             .map(|entries| {
                 entries
                     .filter_map(Result::ok)
@@ -155,12 +155,7 @@ impl Discovery {
                     .collect()
             })
             .unwrap_or_default();
-        names.extend(
-            self.known
-                .keys()
-                .filter(|name| !self.dir.join(name).exists())
-                .cloned(),
-        );
+        names.extend(self.known.keys().cloned());
         let foreign = self.kernel.foreign_tenants();
         for name in names {
             self.look(&name, Some(&foreign)).await;
@@ -175,6 +170,9 @@ impl Discovery {
     /// is read by a scan only: otherwise it is taken to be as it was.
     async fn look(&mut self, name: &str, foreign: Option<&[(NetnsCookie, Tenant)]>) {
         let path = self.dir.join(name);
+        if self.is_unchanged(name, &path) {
+            return;
+        }
         let found = self.found(name, &path, foreign).await;
         if let Some(known) = self.known.get(name) {
             let is_same = found.as_ref().is_some_and(|found| {
@@ -212,6 +210,17 @@ impl Discovery {
             );
             self.registry.send(Command::Declare(found, None)).await;
         }
+    }
+
+    /// Whether a name stands for what it stood for: nearly always, and told by one system call.
+    fn is_unchanged(&self, name: &str, path: &Path) -> bool {
+        self.known.get(name).is_some_and(|known| {
+            let config = self.config.load();
+            let recognised = config.recognise(name);
+            known.provider == Provider::NetnsDir
+                && recognised.is_some_and(|recognised| recognised.tenant == known.tenant)
+                && NetnsId::of_path(path).is_ok_and(|id| id == known.netns)
+        })
     }
 
     /// What a name stands for now.

@@ -41,6 +41,8 @@ pub(super) struct Guest {
     pub(super) node: Arc<Node>,
     pub(super) admitted: ConnectionToken,
     pub(super) socket: Watched,
+    /// Whether the answer being written is whole, and the last of the connection.
+    pub(super) is_last: AtomicBool,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -110,6 +112,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 node: Arc::clone(node),
                 admitted,
                 socket: Watched::new(&stream),
+                is_last: AtomicBool::new(false),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -155,7 +158,12 @@ async fn serve(stream: TcpStream, guest: Guest) {
         .half_close(true)
         // As everybody writes them; some guests' parsers were never tried with anything else.
         .title_case_headers(true);
-    let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
+    let io = TokioIo::new(GuestIo::new(
+        stream,
+        settings.timeouts.client,
+        &guest.is_last,
+        &node.ends.stopping,
+    ));
     drop(settings);
     let guest = &guest;
     let has_asked = AtomicBool::new(false);

@@ -10,21 +10,32 @@ use std::{
     io::{self, IoSlice},
     os::fd::AsRawFd as _,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use nix::sys::socket::{MsgFlags, sendmsg};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep, sleep},
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::listener;
 
 /// A socket with a bound on how long a write may stand still.
-pub(super) struct GuestIo {
+pub(super) struct GuestIo<'a> {
     stream: TcpStream,
     patience: Duration,
+    /// Set once what is written is the last, whole answer, after which the connection ends.
+    is_last: &'a AtomicBool,
+    /// Cancelled when the process is about to end.
+    stopping: &'a CancellationToken,
+    /// Whether the guest has closed its side: then it is not for us to linger.
+    guest_closed: bool,
     /// Made when a write stands still for the first time: nearly no connection needs one.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Made when there is something the guest has not taken when the connection is closed.
@@ -42,30 +53,46 @@ struct Farewell {
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-impl GuestIo {
-    pub(super) const fn new(stream: TcpStream, patience: Duration) -> Self {
+/// As much as a guest that is there takes in one round trip (ten segments, RFC 6928): it is not
+/// waited for while the process goes on.
+const ONE_FLIGHT: libc::c_int = 14_600;
+
+impl<'a> GuestIo<'a> {
+    /// `is_last` and `stopping` are looked at when it matters.
+    pub(super) const fn new(
+        stream: TcpStream,
+        patience: Duration,
+        is_last: &'a AtomicBool,
+        stopping: &'a CancellationToken,
+    ) -> Self {
         Self {
             stream,
             patience,
+            is_last,
+            stopping,
+            guest_closed: false,
             stalled: None,
             farewell: None,
         }
     }
 
-    /// Whether the guest has taken everything, or will take nothing more.
-    fn is_taken(&self) -> bool {
-        let mut waiting: libc::c_int = 0;
+    /// How much the guest has not taken, and still may.
+    fn untaken(&self) -> libc::c_int {
+        let mut bytes: libc::c_int = 0;
         // SAFETY: the descriptor is open, and the request writes one int.
         let result =
-            unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
+            unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
         // A connection that was reset counts what it will never send, but has no peer any more.
-        result != 0 || waiting == 0 || self.stream.peer_addr().is_err()
+        if result != 0 || (bytes > 0 && self.stream.peer_addr().is_err()) {
+            return 0;
+        }
+        bytes
     }
 
     /// Waits until the guest has taken everything, or patience is over.
     fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let is_taken = self.is_taken();
+            let is_taken = self.untaken() == 0;
             let Some(farewell) = &mut self.farewell else {
                 return Poll::Ready(());
             };
@@ -112,23 +139,52 @@ impl GuestIo {
     }
 }
 
-impl AsyncRead for GuestIo {
+impl GuestIo<'_> {
+    /// Writes what the end of the connection follows at once: the kernel holds the last segment
+    /// back until then, and sends both as one.
+    fn poll_write_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let send = || {
+                sendmsg::<()>(self.stream.as_raw_fd(), bufs, &[], flags, None).map_err(Into::into)
+            };
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncRead for GuestIo<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && buf.filled().len() == before;
+        read
     }
 }
 
-impl AsyncWrite for GuestIo {
+impl AsyncWrite for GuestIo<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, &[IoSlice::new(buf)])
+        } else {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        };
         self.paced(cx, written)
     }
 
@@ -137,7 +193,11 @@ impl AsyncWrite for GuestIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, bufs)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        };
         self.paced(cx, written)
     }
 
@@ -150,12 +210,23 @@ impl AsyncWrite for GuestIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.farewell.is_none() && !self.is_taken() {
-            self.farewell = Some(Farewell {
-                until: Instant::now() + self.patience,
-                pause: FIRST_PAUSE,
-                next_look: Box::pin(sleep(FIRST_PAUSE)),
-            });
+        // Before the guest is told: its answer to that may be faster than we are.
+        if !self.guest_closed {
+            listener::free_port(&self.stream);
+        }
+        if self.farewell.is_none() {
+            let negligible = if self.stopping.is_cancelled() {
+                0
+            } else {
+                ONE_FLIGHT
+            };
+            if self.untaken() > negligible {
+                self.farewell = Some(Farewell {
+                    until: Instant::now() + self.patience,
+                    pause: FIRST_PAUSE,
+                    next_look: Box::pin(sleep(FIRST_PAUSE)),
+                });
+            }
         }
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         self.poll_taken(cx).map(Ok)
@@ -193,8 +264,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_not_over_before_the_guest_has_taken_everything() {
+        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
         let (mut guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_secs(30));
+        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         let mut leaving = Box::pin(io.shutdown());
         assert!(
@@ -211,14 +283,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_takes_nothing_or_is_gone_is_not_waited_for() {
+        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_millis(50));
+        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         io.shutdown().await.unwrap();
         drop(guest);
 
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_secs(30));
+        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         // With bytes unread, this is a reset.
         drop(guest);
@@ -235,7 +308,9 @@ mod tests {
             .await
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let mut io = GuestIo::new(stream, Duration::from_millis(50));
+        let going_on = CancellationToken::new();
+        let is_last = AtomicBool::new(false);
+        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
         let endless = vec![0; 1 << 20];
         let error = loop {
             if let Err(error) = io.write_all(&endless).await {
@@ -244,5 +319,34 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(guest);
+    }
+
+    /// Bytes written that the kernel has not sent.
+    fn unsent(stream: &TcpStream) -> i32 {
+        let mut bytes = 0;
+        // SAFETY: SIOCOUTQNSD writes one int to where it is told; the descriptor is open.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), 0x894b, &raw mut bytes) };
+        assert_eq!(result, 0);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn the_last_answer_is_sent_with_the_end_of_the_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let going_on = CancellationToken::new();
+        let is_last = AtomicBool::new(true);
+        let mut io = GuestIo::new(stream, Duration::from_secs(5), &is_last, &going_on);
+        io.write_all(b"answer").await.unwrap();
+        assert_eq!(unsent(&io.stream), 6);
+        io.shutdown().await.unwrap();
+        guest.readable().await.unwrap();
+        let mut received = [0; 16];
+        assert_eq!(guest.try_read(&mut received).unwrap(), 6);
+        assert_eq!(guest.try_read(&mut received).unwrap(), 0);
     }
 }

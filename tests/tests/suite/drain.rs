@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use metadata_proxy_tests::{
-    Agent, Connection, Footprint, Kind, METADATA_V4, NeutronProxy, Node, TenantFixture, neutron,
-    wait_until,
+    Agent, Connection, Footprint, Kind, METADATA_V4, NeutronProxy, Node, TenantFixture, connection,
+    metadata_agent::Answer, neutron, wait_until,
 };
 use nix::sys::signal::Signal;
+use socket2::Socket;
 
 use crate::stage::{SOON, Stage, assert_served_twice, builder, traces_on_node, upstream};
 
@@ -132,24 +133,21 @@ fn a_guest_behind_a_redirect_is_refused_at_once_while_the_agent_drains() {
 
 #[test]
 fn a_slow_guest_gets_its_whole_answer_before_the_end() {
-    const ANSWER: usize = 64 << 10;
-    let mut stage = Stage::answering(
-        |agent| agent,
-        |_| metadata_proxy_tests::metadata_agent::Answer::ok(vec![b'x'; ANSWER]),
-    );
+    // More than the guest takes before it reads, less than the kernel takes from the agent at once.
+    const ANSWER: usize = 12 << 10;
+    let answer = || Answer::ok(vec![b'x'; ANSWER]);
+    let mut stage = Stage::answering(|agent| agent, move |_| answer());
     let tenant = stage.tenant(Kind::Router);
-    let to = metadata_proxy_tests::connection::METADATA_V4_SOCKET.into();
-    let mut slow = Connection::with(&tenant.guest().netns, to, |socket| {
-        socket.set_recv_buffer_size(2048)
-    })
-    .unwrap();
+    let to = connection::METADATA_V4_SOCKET.into();
+    let prepare = |socket: &Socket| socket.set_recv_buffer_size(2048);
+    let mut slow = Connection::with(&tenant.guest().netns, to, prepare).unwrap();
     slow.send(REQUEST).unwrap();
-    wait_until("the upstream's answer", SOON, || {
-        !stage.upstream.requests().is_empty()
-    })
-    .unwrap();
+    let asked = || !stage.upstream.requests().is_empty();
+    wait_until("the upstream's answer", SOON, asked).unwrap();
     stage.agent.signal(Signal::SIGTERM).unwrap();
     wait_draining(&stage.agent);
+    // Nothing but this guest is left to be waited for.
+    stage.agent.wait(Duration::from_millis(500)).unwrap_err();
     let reply = slow.answer().unwrap();
     assert_eq!(reply.body.len(), ANSWER);
     assert!(stage.agent.wait(SOON).unwrap().success());

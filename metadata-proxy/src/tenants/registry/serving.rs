@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -169,11 +169,15 @@ impl Registry {
             self.workers.listen(Arc::clone(&service), listener);
         }
         let sender = self.sender.clone();
+        let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
         let watcher = tokio::spawn(async move {
-            // Should the registry be too busy to hear, it is already looking at this namespace or
-            // the audit will.
-            let changed = move || drop(sender.try_send(Command::Changed(netns)));
+            let changed = move || {
+                // A registry that has not room for one more command is about to obey others.
+                if sender.try_send(Command::Changed(netns)).is_err() {
+                    missed.store(true, Ordering::Relaxed);
+                }
+            };
             if let Err(error) = events.watch(changed).await {
                 error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
             }
