@@ -19,7 +19,7 @@ use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
 use crate::globals;
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device a frame arrived on.
-const CURRENT_NETNS: u64 = -1_i64 as u64;
+const CURRENT_NETNS: u64 = (-1_i64).cast_unsigned();
 /// `BPF_TCP_TIME_WAIT` of `enum tcp_state` (include/uapi/linux/bpf.h).
 const TCP_TIME_WAIT: u32 = 6;
 /// `BPF_TCP_LISTEN`.
@@ -28,6 +28,8 @@ const AF_INET: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
+/// Bytes of an `SO_MARK`.
+const MARK_LEN: i32 = 4;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
@@ -97,7 +99,11 @@ impl TcpHeader {
 ///
 /// # Safety
 /// Implemented only for types of byte arrays and bytes.
-pub(crate) unsafe trait Bytes: Copy {}
+pub(crate) unsafe trait Bytes: Copy {
+    /// Its length, as the kernel's helpers take it.
+    #[expect(clippy::cast_possible_truncation, reason = "headers are far shorter")]
+    const LEN: u32 = size_of::<Self>() as u32;
+}
 // SAFETY: bytes only.
 unsafe impl Bytes for Ipv4Header {}
 // SAFETY: bytes only.
@@ -223,8 +229,7 @@ impl Socket<'_> {
     /// Whether segments of its tuple belong to it: open or opening, neither listening nor past.
     #[inline(always)]
     pub(crate) fn is_of_a_connection(&self) -> bool {
-        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
-        let state = unsafe { (*self.sock.as_ptr()).state };
+        let state = self.state();
         state != TCP_LISTEN && state != TCP_TIME_WAIT
     }
 
@@ -233,12 +238,15 @@ impl Socket<'_> {
     /// is bound to its device does not (`listener::free_port` in the agent saw to that).
     #[inline(always)]
     pub(crate) fn is_in_the_way(&self, is_v4: bool) -> bool {
-        // SAFETY: the reference is held, and both may be read of every kind of socket.
-        let (state, device) = unsafe {
-            let sock = self.sock.as_ptr();
-            ((*sock).state, (*sock).bound_dev_if)
-        };
-        state == TCP_TIME_WAIT && !(is_v4 && device != 0)
+        // SAFETY: the reference is held, and the device may be read of every kind of socket.
+        let device = unsafe { (*self.sock.as_ptr()).bound_dev_if };
+        self.state() == TCP_TIME_WAIT && !(is_v4 && device != 0)
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
+        unsafe { (*self.sock.as_ptr()).state }
     }
 
     /// Whether it is a listening socket.
@@ -264,9 +272,9 @@ impl Socket<'_> {
             bpf_tcp_check_syncookie(
                 self.sock.as_ptr().cast(),
                 core::ptr::from_mut(ip).cast(),
-                size_of::<I>() as u32,
+                I::LEN,
                 core::ptr::from_mut(tcp).cast(),
-                size_of::<TcpHeader>() as u32,
+                TcpHeader::LEN,
             )
         };
         verdict == 0
@@ -395,7 +403,12 @@ impl SockAddr for SockAddrContext {
         // The field holds the 16-bit network-order port in its first two bytes.
         // SAFETY: the context is valid for the whole call, and this field may be read.
         let port = unsafe { (*self.sock_addr).user_port };
-        u16::from_be(port as u16)
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the port is in the low half"
+        )]
+        let port = port as u16;
+        u16::from_be(port)
     }
 
     #[inline(always)]
@@ -425,7 +438,7 @@ impl SockAddr for SockAddrContext {
                 SOL_SOCKET,
                 SO_MARK,
                 core::ptr::from_mut(&mut mark).cast(),
-                size_of::<u32>() as i32,
+                MARK_LEN,
             )
         };
         result == 0

@@ -1,7 +1,7 @@
 //! What the kernel is told: one table from outcome to verdict for each kind of program.
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_UNSPEC};
-use metadata_proxy_common::{Outcome, Outcome::*};
+use metadata_proxy_common::Outcome;
 
 use crate::{globals, maps};
 
@@ -18,11 +18,19 @@ pub(crate) fn classify(outcome: Option<Outcome>) -> i32 {
     };
     maps::count(outcome);
     match outcome {
-        SteeredEstablished | SteeredSyn | SteeredSyncookie => TC_ACT_OK as i32,
+        Outcome::SteeredEstablished | Outcome::SteeredSyn | Outcome::SteeredSyncookie => TC_ACT_OK,
         // Untouched: whatever else is attached to this device still sees the frame.
-        PassedStray | PassedNoListener | PassedAssignRefused | PassedFragment | PassedMalformed
-        | ConnectRewritten | ConnectNoTenant | ConnectUnrecorded | PeerNameRestored
-        | LookupAssigned | LookupUnassigned => TC_ACT_UNSPEC,
+        Outcome::PassedStray
+        | Outcome::PassedNoListener
+        | Outcome::PassedAssignRefused
+        | Outcome::PassedFragment
+        | Outcome::PassedMalformed
+        | Outcome::ConnectRewritten
+        | Outcome::ConnectNoTenant
+        | Outcome::ConnectUnrecorded
+        | Outcome::PeerNameRestored
+        | Outcome::LookupAssigned
+        | Outcome::LookupUnassigned => TC_ACT_UNSPEC,
     }
 }
 

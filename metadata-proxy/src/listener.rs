@@ -12,9 +12,13 @@ use std::{
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
+use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
-use crate::{kernel::NetnsCookie, netns};
+use crate::{
+    kernel::{KernelRelease, NetnsCookie},
+    netns,
+};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -57,12 +61,42 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     // haproxy sets it too: both can be bound while a node is migrated from one to the other.
     socket.set_reuse_port(true)?;
+    be_transparent(&socket)?;
     // Accepted sockets inherit it: answers are written whole.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
+    if !shared_sockets_can_be_assigned() {
+        socket.set_reuse_port(false)?;
+    }
     Ok(socket.into())
+}
+
+/// Before Linux 6.6 `bpf_sk_assign` refuses a socket that has `SO_REUSEPORT` (`ESOCKTNOSUPPORT`,
+/// net/core/filter.c), so there the listener gives it up once it is bound: a haproxy that is bound
+/// already stays, one that comes later cannot bind.
+fn shared_sockets_can_be_assigned() -> bool {
+    uname().is_ok_and(|uname| {
+        let release = uname.release().to_string_lossy().parse::<KernelRelease>();
+        release.is_ok_and(|release| release.at_least(6, 6))
+    })
+}
+
+/// Makes an assignment by `steer` outlive NAT.
+///
+/// Wherever a namespace has a NAT rule for incoming or outgoing packets, as every router of Neutron
+/// has, the kernel takes the assigned listener for an early lookup gone wrong, since it has no peer
+/// whose port could be compared, and drops the assignment: the SYN is answered with a reset. It
+/// spares transparent sockets (`nf_nat_ipv4_local_in` in net/netfilter/nf_nat_proto.c, Linux 5.14).
+fn be_transparent(socket: &Socket) -> io::Result<()> {
+    // One flag for both families, which IPv6 sockets take at this level too.
+    match socket.set_ip_transparent_v4(true) {
+        // Takes CAP_NET_ADMIN, as everything else in a tenant namespace does; without it nothing is
+        // steered here.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
 }
 
 /// Reads the cookie of the namespace the calling thread is in.

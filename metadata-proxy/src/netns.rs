@@ -5,6 +5,7 @@
 //! own namespace, the process aborts: everything after that would act on the wrong tenant.
 
 use std::{
+    fmt,
     fs::File,
     io,
     os::{
@@ -24,14 +25,22 @@ use nix::{
 use tokio::sync::oneshot;
 use tracing::error;
 
-use crate::kernel::NetnsCookie;
-
 /// Magic number of the filesystem that namespaces' files live on (`include/uapi/linux/magic.h`).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// `NS_GET_NSTYPE` (`ioctl_ns(2)`): which kind of namespace a file is.
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 /// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): the namespace a socket lives in.
 const SIOCGSKNS: libc::c_ulong = 0x894c;
+
+/// Cookie of a network namespace: never reused while the kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NetnsCookie(pub u64);
+
+impl fmt::Display for NetnsCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Which namespace: device and inode number of its file. Reused after the namespace is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -99,9 +99,12 @@ pub enum BadRequest {
     /// `CONNECT` and `TRACE` make no sense here.
     #[error("the method {0} is not served")]
     Method(Method),
-    /// More than one `Host`, or none where HTTP/1.1 wants one.
-    #[error("exactly one Host header is wanted")]
+    /// More than one `Host`.
+    #[error("there is more than one Host header")]
     Host,
+    /// A transfer coding besides `chunked`: the body would be forwarded undecoded.
+    #[error("no transfer coding but chunked is known here")]
+    Coding,
     /// `Content-Length` beside `Transfer-Encoding`, or more than one of either.
     #[error("the length of the body is given in conflicting ways")]
     Length,
@@ -113,6 +116,8 @@ impl BadRequest {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            // RFC 9112, 6.1.
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Target | Self::Host | Self::Length => StatusCode::BAD_REQUEST,
         }
     }
@@ -127,8 +132,11 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
         return Err(BadRequest::Method(head.method.clone()));
     }
     target(&head.uri)?;
-    let hosts = head.headers.get_all(header::HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && head.version == http::Version::HTTP_11) {
+    // None at all, or the same one again, is forgiven, as by haproxy: guests' scripts may rely on it,
+    // and nothing here or behind depends on it.
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.any(|other| Some(other) != host) {
         return Err(BadRequest::Host);
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH).iter().count();
@@ -139,6 +147,10 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
         .count();
     if lengths + encodings > 1 {
         return Err(BadRequest::Length);
+    }
+    let coding = head.headers.get(header::TRANSFER_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(BadRequest::Coding);
     }
     Ok(())
 }
@@ -166,12 +178,12 @@ pub fn rebuild(
 
 fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     let mut kept = Vec::with_capacity(headers.len().min(ALLOWED.len()));
-    kept.extend(
-        headers
-            .iter()
-            .filter(|(name, _)| ALLOWED.contains(name))
-            .map(|(name, value)| (name.clone(), value.clone())),
-    );
+    for (name, value) in headers {
+        let is_again = *name == header::HOST && kept.iter().any(|(its, _)| its == name);
+        if ALLOWED.contains(name) && !is_again {
+            kept.push((name.clone(), value.clone()));
+        }
+    }
     kept
 }
 
@@ -183,11 +195,16 @@ fn target(uri: &Uri) -> Result<String, BadRequest> {
         .is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
     let has_both_or_neither = uri.scheme().is_some() == uri.authority().is_some();
     match uri.path_and_query() {
-        Some(path) if is_http && has_both_or_neither && path.as_str().starts_with('/') => {
+        Some(path) if is_http && has_both_or_neither && is_origin_form(path.as_str()) => {
             Ok(path.as_str().to_owned())
         }
         _ => Err(BadRequest::Target),
     }
+}
+
+/// The parser lets bytes beyond ASCII through, which are in no URL (RFC 3986).
+fn is_origin_form(target: &str) -> bool {
+    target.starts_with('/') && target.is_ascii()
 }
 
 #[cfg(test)]
@@ -262,18 +279,35 @@ mod tests {
         let refused =
             |request: http::request::Builder| outgoing(request.body(()).unwrap(), b"").unwrap_err();
         assert_eq!(refused(get().header("host", "b")), BadRequest::Host);
-        assert_eq!(refused(http::Request::get("/")), BadRequest::Host);
         let both = get()
             .header("content-length", "1")
             .header("transfer-encoding", "chunked");
         assert_eq!(refused(both), BadRequest::Length);
+        let coded = get().header("transfer-encoding", "gzip, chunked");
+        assert_eq!(refused(coded), BadRequest::Coding);
         assert_eq!(refused(get().uri("https://a/")), BadRequest::Target);
         assert_eq!(refused(get().uri("*")), BadRequest::Target);
+        let beyond_ascii = Uri::from_maybe_shared(&b"/m\xc3\xa9ta"[..]).unwrap();
+        assert_eq!(refused(get().uri(beyond_ascii)), BadRequest::Target);
         assert_eq!(
             refused(get().method("CONNECT").uri("a:80")),
             BadRequest::Method(Method::CONNECT)
         );
         assert!(outgoing(get().uri("http://a/x").body(()).unwrap(), b"").is_ok());
+    }
+
+    #[test]
+    fn host_may_be_missing_or_said_twice_and_leaves_once() {
+        let without = http::Request::get("/").body(()).unwrap();
+        assert!(outgoing(without, b"").is_ok());
+        let twice = http::Request::get("/")
+            .header("host", "a")
+            .header("host", "a");
+        let bytes = encode(&outgoing(twice.body(()).unwrap(), b"").unwrap());
+        assert_eq!(
+            String::from_utf8(bytes).unwrap().matches("host: a").count(),
+            1
+        );
     }
 
     proptest! {

@@ -362,7 +362,7 @@ fn only_root_and_the_agents_own_user_may_register() {
 
 /// Run with `STANDIN` set to the program as it is installed; a debug build is no measure.
 #[test]
-#[ignore = "measures the program that STANDIN names, as xtask builds it"]
+#[ignore = "measures the program that STANDIN names: cargo xtask test"]
 fn a_process_has_at_most_100_kib_of_its_own() {
     assert!(std::env::var_os("STANDIN").is_some(), "STANDIN is not set");
     let node = Node::new();

@@ -38,12 +38,40 @@ pub struct RateLimit {
     pub burst_limit: u32,
 }
 
+/// How long haproxy waits for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// For the head of a request.
+    pub request_head: Duration,
+    /// For a connection to the agent.
+    pub connect: Duration,
+    /// For the next bytes of a guest.
+    pub client: Duration,
+    /// For the next bytes of the agent.
+    pub server: Duration,
+    /// For the next request on a connection.
+    pub keep_alive: Duration,
+}
+
+impl Timeouts {
+    /// As Neutron configures them.
+    pub const NEUTRON: Self = Self {
+        request_head: Duration::from_secs(30),
+        connect: Duration::from_secs(30),
+        client: Duration::from_secs(32),
+        server: Duration::from_secs(32),
+        keep_alive: Duration::from_secs(30),
+    };
+}
+
 /// How a proxy is to be started.
 #[derive(Clone, Debug)]
 pub struct Builder {
     program: PathBuf,
     log: PathBuf,
     rate_limit: Option<RateLimit>,
+    timeouts: Timeouts,
+    ipv6: bool,
 }
 
 impl Builder {
@@ -65,6 +93,20 @@ impl Builder {
     #[must_use]
     pub const fn rate_limit(mut self, limit: RateLimit) -> Self {
         self.rate_limit = Some(limit);
+        self
+    }
+
+    /// Waits for other times than Neutron's, for tests that wait too.
+    #[must_use]
+    pub const fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// Listens for IPv4 only, as where the node has no IPv6.
+    #[must_use]
+    pub const fn ipv4_only(mut self) -> Self {
+        self.ipv6 = false;
         self
     }
 
@@ -92,13 +134,7 @@ impl Builder {
         }
         let config = configs.join(format!("{}.conf", tenant.id));
         let pid_file = pids.join(format!("{}.pid.haproxy", tenant.id));
-        let text = configuration(
-            tenant,
-            agent,
-            &pid_file,
-            &self.log,
-            self.rate_limit.as_ref(),
-        );
+        let text = self.configuration(tenant, agent, &pid_file);
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let mut command: Command = tenant.netns.command(&self.program)?;
         node.enter_cgroup(&mut command)?;
@@ -121,6 +157,64 @@ impl Builder {
         }
         Ok(proxy)
     }
+
+    /// The configuration as Neutron's agents write it (`neutron.common.metadata`, and the drivers of
+    /// the L3, DHCP and OVN agents).
+    fn configuration(&self, tenant: &TenantFixture, agent: &Path, pid_file: &Path) -> String {
+        let id = tenant.id;
+        let bind = match tenant.kind {
+            Kind::Router => {
+                let any = if self.ipv6 { "::" } else { "0.0.0.0" };
+                format!("    bind {any}:{}\n", neutron::METADATA_PORT)
+            }
+            Kind::Network | Kind::OvnNetwork => {
+                let subnet = tenant.subnets.first().filter(|_| self.ipv6);
+                let v6 = subnet.map_or_else(String::new, |subnet| {
+                    format!(
+                        "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
+                        subnet.device
+                    )
+                });
+                format!("    bind 169.254.169.254:80\n{v6}")
+            }
+        };
+        let header = match tenant.kind {
+            Kind::Router => format!(
+                "    http-request del-header X-Neutron-Network-ID\n    \
+                 http-request set-header X-Neutron-Router-ID {id}\n"
+            ),
+            Kind::Network => format!(
+                "    http-request del-header X-Neutron-Router-ID\n    \
+                 http-request set-header X-Neutron-Network-ID {id}\n"
+            ),
+            Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
+        };
+        let (tables, limits) = self
+            .rate_limit
+            .as_ref()
+            .map_or_else(Default::default, rate_limits);
+        let (pid_file, log, agent) = (pid_file.display(), self.log.display(), agent.display());
+        let Timeouts {
+            request_head,
+            connect,
+            client,
+            server,
+            keep_alive,
+        } = self.timeouts;
+        let [request_head, connect, client, server, keep_alive] =
+            [request_head, connect, client, server, keep_alive].map(written);
+        format!(
+            "global\n    log {log} local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
+             user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
+             daemon\n\n\
+             defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
+             option http-server-close\n    option forwardfor\n    retries 3\n    \
+             timeout http-request {request_head}\n    timeout connect {connect}\n    \
+             timeout client {client}\n    timeout server {server}\n    \
+             timeout http-keep-alive {keep_alive}\n\n\
+             {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
+        )
+    }
 }
 
 /// A proxy of one tenant; ended when dropped.
@@ -139,6 +233,8 @@ impl Haproxy {
             program: PathBuf::from("haproxy"),
             log: PathBuf::from("/dev/log"),
             rate_limit: None,
+            timeouts: Timeouts::NEUTRON,
+            ipv6: true,
         }
     }
 
@@ -185,51 +281,13 @@ impl Drop for Haproxy {
     }
 }
 
-/// The configuration as Neutron's agents write it (`neutron.common.metadata`, and the drivers of
-/// the L3, DHCP and OVN agents).
-fn configuration(
-    tenant: &TenantFixture,
-    agent: &Path,
-    pid_file: &Path,
-    log: &Path,
-    limit: Option<&RateLimit>,
-) -> String {
-    let id = tenant.id;
-    let bind = match tenant.kind {
-        Kind::Router => format!("    bind :::{}\n", neutron::METADATA_PORT),
-        Kind::Network | Kind::OvnNetwork => {
-            let v6 = tenant.subnets.first().map_or_else(String::new, |subnet| {
-                format!(
-                    "    bind {METADATA_V6_ADDRESS}:80 interface {}\n",
-                    subnet.device
-                )
-            });
-            format!("    bind 169.254.169.254:80\n{v6}")
-        }
-    };
-    let header = match tenant.kind {
-        Kind::Router => format!(
-            "    http-request del-header X-Neutron-Network-ID\n    \
-             http-request set-header X-Neutron-Router-ID {id}\n"
-        ),
-        Kind::Network => format!(
-            "    http-request del-header X-Neutron-Router-ID\n    \
-             http-request set-header X-Neutron-Network-ID {id}\n"
-        ),
-        Kind::OvnNetwork => format!("    http-request add-header X-OVN-Network-ID {id}\n"),
-    };
-    let (tables, limits) = limit.map_or_else(Default::default, rate_limits);
-    let (pid_file, log, agent) = (pid_file.display(), log.display(), agent.display());
-    format!(
-        "global\n    log {log} local0 info\n    log-tag haproxy-metadata-proxy-{id}\n    \
-         user root\n    group root\n    maxconn 1024\n    nbthread 2\n    pidfile {pid_file}\n    \
-         daemon\n\n\
-         defaults\n    log global\n    mode http\n    option httplog\n    option dontlognull\n    \
-         option http-server-close\n    option forwardfor\n    retries 3\n    \
-         timeout http-request 30s\n    timeout connect 30s\n    timeout client 32s\n    \
-         timeout server 32s\n    timeout http-keep-alive 30s\n\n\
-         {tables}listen listener\n{bind}{limits}    server metadata {agent}\n{header}"
-    )
+/// A time as haproxy reads it: in seconds where that says it, as Neutron writes it.
+fn written(time: Duration) -> String {
+    if time.subsec_millis() == 0 {
+        format!("{}s", time.as_secs())
+    } else {
+        format!("{}ms", time.as_millis())
+    }
 }
 
 /// The stick tables of the limits, and the rules that use them.

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
@@ -53,7 +53,7 @@ impl Request {
     }
 
     /// Parses what one read brought; `None` when the head is not complete.
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
         let head = String::from_utf8_lossy(&bytes[..end]);
         let mut lines = head.split("\r\n");
@@ -90,6 +90,15 @@ pub enum Answer {
     },
     /// Closes without a byte, as for a status of nova's that it does not know.
     Silence,
+    /// These bytes, then the end of the connection.
+    Raw(Vec<u8>),
+    /// One piece after the other with a pause between any two, then the end of the connection.
+    Pieces {
+        /// The pieces.
+        pieces: Vec<Vec<u8>>,
+        /// The pause.
+        pause: Duration,
+    },
 }
 
 impl Answer {
@@ -100,6 +109,20 @@ impl Answer {
             status: 200,
             body: body.into(),
         }
+    }
+
+    /// Writes the answer. Who does not read it, is gone: that is no fault of the agent's.
+    pub(crate) fn write(&self, request: &Request, stream: &mut impl io::Write) -> io::Result<()> {
+        if let Self::Pieces { pieces, pause } = self {
+            for (number, piece) in pieces.iter().enumerate() {
+                if number > 0 {
+                    thread::sleep(*pause);
+                }
+                stream.write_all(piece)?;
+            }
+            return Ok(());
+        }
+        stream.write_all(&self.encode(request))
     }
 
     /// The bytes on the wire. The status line echoes the request's version.
@@ -132,11 +155,13 @@ impl Answer {
                 .into_bytes()
             }
             Self::Silence => Vec::new(),
+            Self::Raw(bytes) => bytes.clone(),
+            Self::Pieces { pieces, .. } => pieces.concat(),
         }
     }
 }
 
-const fn reason(status: u16) -> &'static str {
+pub(crate) const fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",
@@ -157,6 +182,7 @@ type Respond = dyn Fn(&Request) -> Answer + Send + Sync;
 pub struct Builder {
     workers: usize,
     delay: Duration,
+    records: bool,
     respond: Box<Respond>,
 }
 
@@ -172,6 +198,13 @@ impl Builder {
     #[must_use]
     pub const fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Keeps no record of what is asked.
+    #[must_use]
+    pub const fn forgetful(mut self) -> Self {
+        self.records = false;
         self
     }
 
@@ -198,6 +231,7 @@ impl Builder {
             stopped: AtomicBool::new(false),
             requests: Mutex::default(),
             delay: self.delay,
+            records: self.records,
             respond: self.respond,
         });
         let threads = (0..self.workers)
@@ -222,6 +256,7 @@ struct Shared {
     stopped: AtomicBool,
     requests: Mutex<Vec<Request>>,
     delay: Duration,
+    records: bool,
     respond: Box<Respond>,
 }
 
@@ -247,12 +282,14 @@ impl Shared {
             return Ok(());
         };
         thread::sleep(self.delay);
-        let answer = (self.respond)(&request).encode(&request);
-        self.requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(request);
-        stream.write_all(&answer)
+        let answer = (self.respond)(&request);
+        if self.records {
+            self.requests
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(request.clone());
+        }
+        answer.write(&request, stream)
     }
 }
 
@@ -271,6 +308,7 @@ impl MetadataAgent {
         Builder {
             workers: 1,
             delay: Duration::ZERO,
+            records: true,
             respond: Box::new(who_asked),
         }
     }
@@ -318,8 +356,9 @@ impl Drop for MetadataAgent {
     }
 }
 
-/// The answer by default.
-fn who_asked(request: &Request) -> Answer {
+/// The answer by default: who was said to have asked.
+#[must_use]
+pub fn who_asked(request: &Request) -> Answer {
     let tags: Vec<_> = request
         .headers
         .iter()
@@ -345,7 +384,7 @@ fn who_asked(request: &Request) -> Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::{io::Write as _, os::fd::AsRawFd as _};
 
     use super::*;
 

@@ -18,6 +18,15 @@ use crate::{
 /// first on PATH.
 const STAND_IN: &str = "haproxy";
 
+/// There is one for every tenant, so what it costs counts: the dynamic linker's relocations alone
+/// would double its memory.
+const STAND_IN_FLAGS: [&str; 4] = [
+    "-C",
+    "target-feature=+crt-static",
+    "-C",
+    "relocation-model=static",
+];
+
 /// How to build.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct BuildArgs {
@@ -35,57 +44,66 @@ impl BuildArgs {
         release: false,
         debug: true,
     };
+
+    /// As it is installed.
+    pub(crate) const RELEASE: Self = Self {
+        release: true,
+        debug: false,
+    };
 }
 
 /// What was built.
 pub(crate) struct Built {
     /// The agent.
     pub(crate) agent: PathBuf,
+    /// The program that stands in for haproxy.
+    pub(crate) stand_in: PathBuf,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: BuildArgs) -> Result<()> {
     let start = Instant::now();
     let built = build(args)?;
-    println!("{} ({})", built.agent.display(), seconds(start.elapsed()));
+    println!("{}\n{}", built.agent.display(), built.stand_in.display());
+    println!("built in {}", seconds(start.elapsed()));
     Ok(())
 }
 
 /// Builds everything that is installed on a node.
 pub(crate) fn build(args: BuildArgs) -> Result<Built> {
     setup::ensure(Purpose::Build)?;
-    let profile = if args.debug { "dev" } else { "release" };
-    step::run(workspace::cargo("build").args([
-        "--package",
-        "metadata-proxy",
-        "--bins",
-        "--profile",
-        profile,
-    ]))?;
     let target = workspace::target_dir();
-    let directory = target.join(if args.debug { "debug" } else { "release" });
-    let stand_in = directory.join(STAND_IN);
-    if stand_in.exists() {
-        copy_if_newer(&stand_in, &target.join("standin"))?;
-    }
+    let package = ["--package", "metadata-proxy"];
+    let directory = if args.debug {
+        // As `cargo test` builds them for the tests that start them.
+        step::run(workspace::cargo("build").args(package).arg("--bins"))?;
+        target.join("debug")
+    } else {
+        let agent = ["--release", "--bin", "metadata-proxy"];
+        step::run(workspace::cargo("build").args(package).args(agent))?;
+        let stand_in = ["--release", "--bin", STAND_IN, "--"];
+        step::run(
+            workspace::cargo("rustc")
+                .args(package)
+                .args(stand_in)
+                .args(STAND_IN_FLAGS),
+        )?;
+        target.join("release")
+    };
+    let stand_in = target.join("standin").join(STAND_IN);
+    replace(&directory.join(STAND_IN), &stand_in)?;
     Ok(Built {
         agent: directory.join("metadata-proxy"),
+        stand_in,
     })
 }
 
-fn copy_if_newer(from: &Path, directory: &Path) -> Result<()> {
-    let name = from.file_name().context("the stand-in has no name")?;
-    let to = directory.join(name);
-    let modified = |path: &Path| fs::metadata(path).and_then(|its| its.modified()).ok();
-    if modified(&to) > modified(from) {
-        return Ok(());
-    }
-    fs::create_dir_all(directory)
-        .and_then(|()| {
-            // Replaced, not overwritten: a running program cannot be written to.
-            let unfinished = to.with_extension("new");
-            fs::copy(from, &unfinished)?;
-            fs::rename(unfinished, &to)
-        })
+/// Replaces the file, since a running program cannot be written to.
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    let unfinished = to.with_extension("new");
+    to.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::copy(from, &unfinished))
+        .and_then(|_| fs::rename(&unfinished, to))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }

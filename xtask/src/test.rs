@@ -4,7 +4,6 @@
 
 use std::{
     io::{BufRead as _, BufReader, IsTerminal as _, Write as _, stdout},
-    ops::AddAssign,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -34,19 +33,31 @@ pub(crate) struct TestArgs {
     filter: Option<String>,
 }
 
+/// Part of the reason of a test that is ignored here because another verb runs it.
+const ELSEWHERE: &str = "cargo xtask ";
+
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     passed: u64,
     failed: u64,
-    ignored: u64,
 }
 
-impl AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-        self.ignored += other.ignored;
+/// What a test run printed.
+#[derive(Debug, Default)]
+struct Outcome {
+    counts: Counts,
+    /// Tests that were ignored although no other verb runs them.
+    skipped: Vec<String>,
+    succeeded: bool,
+}
+
+impl Outcome {
+    fn include(&mut self, other: Self) {
+        self.counts.passed += other.counts.passed;
+        self.counts.failed += other.counts.failed;
+        self.skipped.extend(other.skipped);
+        self.succeeded &= other.succeeded;
     }
 }
 
@@ -67,6 +78,31 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         build::build(BuildArgs::DEBUG)?;
     }
 
+    let mut outcome = watch(&mut selected(args))?;
+    if !args.unit && !args.root && args.filter.is_none() {
+        outcome.include(measure_stand_in()?);
+    }
+    let Counts { passed, failed } = outcome.counts;
+    println!(
+        "\n{passed} passed, {failed} failed ({})",
+        seconds(start.elapsed())
+    );
+    if !outcome.succeeded || failed > 0 {
+        bail!("tests failed");
+    }
+    if !outcome.skipped.is_empty() {
+        bail!(
+            "skipped, and no other verb runs them:\n  {}",
+            outcome.skipped.join("\n  ")
+        );
+    }
+    if passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+fn selected(args: &TestArgs) -> Command {
     let mut command = workspace::cargo("test");
     command.arg("--no-fail-fast");
     if args.root {
@@ -80,27 +116,28 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     if let Some(filter) = &args.filter {
         command.args(["--", filter]);
     }
-    let (counts, succeeded) = count(&mut command)?;
-    println!(
-        "\n{} passed, {} failed ({})",
-        counts.passed,
-        counts.failed,
-        seconds(start.elapsed())
-    );
-    if !succeeded || counts.failed > 0 {
-        bail!("tests failed");
-    }
-    if counts.ignored > 0 {
-        bail!("{} tests were skipped", counts.ignored);
-    }
-    if counts.passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    command
 }
 
-/// Runs a test command, shows its output, and counts by the lines that say how each program ended.
-fn count(command: &mut Command) -> Result<(Counts, bool)> {
+/// Runs the tests of what the stand-in costs: a debug build is no measure of that.
+fn measure_stand_in() -> Result<Outcome> {
+    let built = build::build(BuildArgs::RELEASE)?;
+    watch(
+        workspace::cargo("test")
+            .args([
+                "--package",
+                "metadata-proxy",
+                "--test",
+                "standin",
+                "--",
+                "--ignored",
+            ])
+            .env("STANDIN", built.stand_in),
+    )
+}
+
+/// Runs a test command, shows its output, and reads from it how tests ended.
+fn watch(command: &mut Command) -> Result<Outcome> {
     if stdout().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
     }
@@ -110,7 +147,7 @@ fn count(command: &mut Command) -> Result<(Counts, bool)> {
         .spawn()
         .context("cannot start cargo test")?;
     let output = child.stdout.take().context("cargo test has no output")?;
-    let mut counts = Counts::default();
+    let mut outcome = Outcome::default();
     for line in BufReader::new(output).split(b'\n') {
         let line = line.context("cannot read what cargo test says")?;
         let mut shown = stdout().lock();
@@ -118,16 +155,19 @@ fn count(command: &mut Command) -> Result<(Counts, bool)> {
             .write_all(&line)
             .and_then(|()| shown.write_all(b"\n"))
             .context("cannot print")?;
-        if let Some(more) = parse(&String::from_utf8_lossy(&line)) {
-            counts += more;
+        let line = String::from_utf8_lossy(&line);
+        if let Some(counts) = result(&line) {
+            outcome.counts.passed += counts.passed;
+            outcome.counts.failed += counts.failed;
         }
+        outcome.skipped.extend(skipped(&line));
     }
-    let status = child.wait().context("cargo test was lost")?;
-    Ok((counts, status.success()))
+    outcome.succeeded = child.wait().context("cargo test was lost")?.success();
+    Ok(outcome)
 }
 
 /// Reads `test result: ok. 18 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; ...`.
-fn parse(line: &str) -> Option<Counts> {
+fn result(line: &str) -> Option<Counts> {
     let (_, summary) = line.split_once("test result: ")?;
     let number = |what: &str| {
         let (before, _) = summary.split_once(what)?;
@@ -136,8 +176,13 @@ fn parse(line: &str) -> Option<Counts> {
     Some(Counts {
         passed: number(" passed;")?,
         failed: number(" failed;")?,
-        ignored: number(" ignored;")?,
     })
+}
+
+/// Reads `test NAME ... ignored, REASON`; the name, unless another verb runs the test.
+fn skipped(line: &str) -> Option<String> {
+    let (name, ending) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    (ending.contains("ignored") && !ending.contains(ELSEWHERE)).then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -149,18 +194,31 @@ mod tests {
         let line = "test result: \u{1b}[31mFAILED\u{1b}[0m. 17 passed; 2 failed; 1 ignored; \
                     0 measured; 3 filtered out; finished in 3.52s";
         assert_eq!(
-            parse(line),
+            result(line),
             Some(Counts {
                 passed: 17,
-                failed: 2,
-                ignored: 1
+                failed: 2
             })
         );
     }
 
     #[test]
     fn other_lines_are_not_counted() {
-        assert_eq!(parse("test result_is_ok ... ok"), None);
-        assert_eq!(parse("running 18 tests"), None);
+        assert_eq!(result("test result_is_ok ... ok"), None);
+        assert_eq!(result("running 18 tests"), None);
+    }
+
+    #[test]
+    fn an_ignored_test_is_skipped_unless_another_verb_runs_it() {
+        assert_eq!(
+            skipped("test a::b ... ignored, takes long"),
+            Some("a::b".to_owned())
+        );
+        assert_eq!(skipped("test a::b ... ignored"), Some("a::b".to_owned()));
+        assert_eq!(
+            skipped("test a::b ... ignored, for test guests: cargo xtask vm-test"),
+            None
+        );
+        assert_eq!(skipped("test ignored_is_a_name ... ok"), None);
     }
 }

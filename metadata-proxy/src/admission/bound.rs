@@ -5,11 +5,14 @@
 //! signal used: it is exact, while response times say nothing when nova's answers take anything
 //! from one millisecond to ten seconds.
 //!
-//! - A refusal lowers the bound to what *is* connected, and a large bound by an eighth at least:
-//!   connections that the agent is done with, and whose answer was not read yet, still count.
+//! - After a refusal nobody new is let through until those that were refused got in.
+//! - If they got in without a connection having ended, or more of them than one, they only came
+//!   faster than the agent accepts, and nothing changes. Otherwise the agent takes no more than it
+//!   had, and the bound is lowered to that (a large one by an eighth at least: connections that the
+//!   agent is done with, and whose answer was not read yet, still count).
 //! - A connect that succeeds at the bound while requests wait raises it by one, so the first burst
-//!   finds the bound by itself. After a refusal there is a pause between any two steps, which grows
-//!   with each step that was refused and shrinks with each that was not.
+//!   finds the bound by itself. Once it was lowered there is a pause between any two steps, which
+//!   grows with each step that had to be taken back and shrinks with each that had not.
 //!
 //! Pure state: [`super::queue::Queue`] keeps it under its lock.
 
@@ -44,8 +47,10 @@ impl BoundPolicy {
 const START: u32 = 6;
 /// The unit of pauses after a refusal.
 const PAUSE: Duration = Duration::from_millis(1);
-/// The pause is at most [`PAUSE`] times two to the power of this: 4 s.
-const LONGEST_PAUSE: u32 = 12;
+/// The pause is at most [`PAUSE`] times two to the power of this: a quarter of a second.
+const LONGEST_PAUSE: u32 = 8;
+/// When none gets in for this long, they did not come too fast.
+const OVERDUE: Duration = Duration::from_millis(50);
 
 /// The bound in force.
 #[derive(Debug)]
@@ -53,11 +58,29 @@ pub(super) struct Bound {
     policy: BoundPolicy,
     limit: u32,
     connected: u32,
+    /// Requests that were refused and have not got in yet.
+    bounced: u32,
+    /// How many connections the agent takes while there are such.
+    hold: u32,
+    refusal: Option<Refusal>,
     pause: u32,
     quiet_until: Option<Instant>,
-    /// Whether the last step up was not refused so far.
+    /// Whether the last step up had not to be taken back so far.
     on_trial: bool,
     refusals: u64,
+}
+
+/// What is known since the first of some refused requests was.
+#[derive(Debug)]
+struct Refusal {
+    /// When it was, or when one of them got in last.
+    since: Instant,
+    /// How many were connected when it was.
+    connected: u32,
+    /// How many connections ended since.
+    closed: u32,
+    /// Whether the bound was lowered for it.
+    judged: bool,
 }
 
 impl Bound {
@@ -70,6 +93,9 @@ impl Bound {
             policy,
             limit,
             connected: 0,
+            bounced: 0,
+            hold: 0,
+            refusal: None,
             pause: 0,
             quiet_until: None,
             on_trial: false,
@@ -80,6 +106,20 @@ impl Bound {
     /// How many requests may be with the upstream now, at least 1.
     pub(super) const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// How many may be now: fewer than the bound while some were refused.
+    pub(super) fn allowed(&self) -> u32 {
+        if self.bounced > 0 {
+            self.limit.min(self.hold)
+        } else {
+            self.limit
+        }
+    }
+
+    /// Whether some were refused and have not got in yet.
+    pub(super) const fn is_held(&self) -> bool {
+        self.bounced > 0
     }
 
     /// How many connections the upstream has taken and not finished with.
@@ -107,27 +147,92 @@ impl Bound {
 
     /// A connect succeeded.
     ///
-    /// `pressed` is the time if requests wait for a place: only then is there reason to allow more.
-    pub(super) fn opened(&mut self, pressed: Option<Instant>) {
+    /// `bounced`: it had been refused before. `pressed`: requests wait for a place; only then is
+    /// there reason to allow more.
+    pub(super) fn opened(&mut self, bounced: bool, pressed: bool, clock: impl Fn() -> Instant) {
         self.connected += 1;
-        if let Some(now) = pressed {
-            self.probe(now);
+        self.hold = self.hold.max(self.connected);
+        if bounced {
+            if let Some(refusal) = &mut self.refusal {
+                refusal.since = clock();
+            }
+            self.settle(&clock);
+        }
+        if pressed {
+            self.probe(clock());
         }
     }
 
     /// A connection is finished with.
     pub(super) const fn closed(&mut self) {
         self.connected -= 1;
+        if let Some(refusal) = &mut self.refusal {
+            refusal.closed += 1;
+        }
     }
 
-    /// A connect was refused because the backlog is full.
-    pub(super) fn refused(&mut self, now: Instant) {
+    /// A connect was refused because the backlog is full; `anew`: for this request the first time.
+    pub(super) fn refused(&mut self, anew: bool, now: Instant) {
         self.refusals += 1;
+        self.bounced += u32::from(anew);
+        self.hold = self.connected;
+        match &mut self.refusal {
+            None => {
+                self.refusal = Some(Refusal {
+                    since: now,
+                    connected: self.connected,
+                    closed: 0,
+                    judged: false,
+                });
+            }
+            Some(refusal) => {
+                let overdue = now.saturating_duration_since(refusal.since) >= OVERDUE;
+                if overdue && !std::mem::replace(&mut refusal.judged, true) {
+                    let connected = refusal.connected;
+                    self.lower(connected, now);
+                }
+            }
+        }
+    }
+
+    /// A request that was refused got in, or was given up.
+    pub(super) fn settle(&mut self, clock: impl Fn() -> Instant) {
+        self.bounced -= 1;
+        if self.bounced > 0 {
+            return;
+        }
+        let Some(refusal) = self.refusal.take() else {
+            return;
+        };
+        let too_fast = refusal.closed == 0 || self.connected > refusal.connected + 1;
+        if !refusal.judged && !too_fast {
+            self.lower(refusal.connected, clock());
+        }
+    }
+
+    /// Allows one more if all that are allowed are connected, and it may be tried.
+    pub(super) fn probe(&mut self, now: Instant) {
+        if self.is_held()
+            || self.connected != self.limit
+            || self.limit == self.ceiling()
+            || self.is_quiet(now)
+        {
+            return;
+        }
+        if self.on_trial {
+            self.pause = self.pause.saturating_sub(1);
+        }
+        self.limit += 1;
+        self.on_trial = true;
+        self.rest(now);
+    }
+
+    /// Allows no more than the upstream was found to take.
+    fn lower(&mut self, takes: u32, now: Instant) {
         if matches!(self.policy, BoundPolicy::Fixed(_)) {
             return;
         }
-        self.limit = self.limit.min(self.connected.max(1));
-        // Only the first after a step tells something: others were under way with it.
+        self.limit = self.limit.min(takes.max(1));
         if std::mem::take(&mut self.on_trial) || !self.is_quiet(now) {
             self.limit -= self.limit / 8;
             self.pause = (self.pause + 2).min(LONGEST_PAUSE);
@@ -135,23 +240,7 @@ impl Bound {
         }
     }
 
-    /// Allows one more than are connected, if that is more than are allowed and may be tried.
-    ///
-    /// More may be connected than are allowed: those that were refused, and got in later. By itself
-    /// that shows nothing, as the agent may be done with one whose answer was not read yet.
-    pub(super) fn probe(&mut self, now: Instant) {
-        let more = (self.connected + 1).min(self.policy.ceiling());
-        if more > self.limit && !self.is_quiet(now) {
-            if self.on_trial {
-                self.pause = self.pause.saturating_sub(1);
-            }
-            self.limit = more;
-            self.on_trial = true;
-            self.rest(now);
-        }
-    }
-
-    /// Lets nothing change until the present pause is over; there is none before the first refusal.
+    /// Lets no step follow until the present pause is over; there is none before the first lowering.
     fn rest(&mut self, now: Instant) {
         if self.pause > 0 {
             self.quiet_until = Some(now + PAUSE * (1 << self.pause));
@@ -164,103 +253,4 @@ impl Bound {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn adaptive(ceiling: u32) -> Bound {
-        Bound::new(BoundPolicy::Adaptive {
-            ceiling: NonZeroU32::new(ceiling).unwrap(),
-        })
-    }
-
-    /// Opens connections to an agent that takes `takes`, as fast as the bound allows.
-    fn burst(bound: &mut Bound, takes: u32, now: Instant) {
-        while bound.connected() < bound.limit() {
-            if bound.connected() < takes {
-                bound.opened(Some(now));
-            } else {
-                bound.refused(now);
-            }
-        }
-    }
-
-    #[test]
-    fn one_burst_finds_what_the_agent_takes() {
-        for (takes, found) in [(1, 1), (6, 6), (7, 7), (14, 13), (100, 88)] {
-            let mut bound = adaptive(256);
-            burst(&mut bound, takes, Instant::now());
-            assert_eq!(bound.limit(), found);
-            assert_eq!(bound.refusals(), 1);
-        }
-    }
-
-    #[test]
-    fn an_agent_that_never_refuses_gets_the_ceiling() {
-        let mut bound = adaptive(64);
-        burst(&mut bound, u32::MAX, Instant::now());
-        assert_eq!(bound.limit(), 64);
-    }
-
-    #[test]
-    fn a_settled_bound_is_hardly_ever_exceeded() {
-        let mut bound = adaptive(256);
-        let start = Instant::now();
-        burst(&mut bound, 7, start);
-        let mut now = start;
-        // A serial agent, a millisecond each, always more waiting.
-        for _ in 0..60_000 {
-            now += Duration::from_millis(1);
-            bound.closed();
-            burst(&mut bound, 7, now);
-            assert!((6..=8).contains(&bound.limit()));
-        }
-        assert!(
-            bound.refusals() < 30,
-            "{} refusals in a minute",
-            bound.refusals()
-        );
-    }
-
-    #[test]
-    fn it_grows_again_when_the_agent_takes_more() {
-        let mut bound = adaptive(256);
-        let start = Instant::now();
-        burst(&mut bound, 2, start);
-        assert_eq!(bound.limit(), 2);
-        let mut now = start;
-        while bound.limit() < 7 {
-            now += Duration::from_millis(1);
-            bound.probe(now);
-            burst(&mut bound, 7, now);
-        }
-        assert!(
-            now - start < Duration::from_millis(20),
-            "after {:?}",
-            now - start
-        );
-    }
-
-    #[test]
-    fn without_anybody_waiting_it_does_not_grow() {
-        let mut bound = adaptive(256);
-        for _ in 0..START {
-            bound.opened(None);
-        }
-        assert_eq!(bound.limit(), START);
-    }
-
-    #[test]
-    fn it_never_falls_below_one() {
-        let mut bound = adaptive(256);
-        bound.refused(Instant::now());
-        assert_eq!(bound.limit(), 1);
-    }
-
-    #[test]
-    fn a_fixed_bound_stays() {
-        let mut bound = Bound::new(BoundPolicy::Fixed(NonZeroU32::new(3).unwrap()));
-        bound.opened(Some(Instant::now()));
-        bound.refused(Instant::now());
-        assert_eq!(bound.limit(), 3);
-    }
-}
+mod tests;

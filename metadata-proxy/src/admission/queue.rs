@@ -18,8 +18,13 @@ use tokio::time;
 use super::{
     bound::{Bound, BoundPolicy},
     lines::Lines,
+    list::{Linked, Links, List},
 };
 use crate::identity::{GuestAddress, Tenant};
+
+mod permit;
+
+pub use permit::Permit;
 
 /// How many may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,19 +91,29 @@ struct State {
     limits: QueueLimits,
     in_flight: u32,
     lines: Lines<usize>,
+    /// Those whose connect was refused: it is still their turn.
+    bounced: List,
     waiters: Slab<Waiter>,
     counts: QueueSnapshot,
 }
 
 struct Waiter {
+    links: Links,
     standing: Standing,
     waker: Waker,
     since: Instant,
 }
 
+impl Linked for Waiter {
+    fn links(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Standing {
     Waiting { place: usize },
+    Bounced,
     Granted,
     Displaced,
 }
@@ -119,6 +134,7 @@ impl Queue {
                 limits,
                 in_flight: 0,
                 lines: Lines::new(),
+                bounced: List::new(),
                 waiters: Slab::new(),
                 counts: QueueSnapshot::default(),
             }),
@@ -136,12 +152,12 @@ impl Queue {
     /// Takes a permit if nobody waits and the bound allows it.
     pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
         let mut state = self.state();
-        (state.lines.is_empty() && state.in_flight < state.bound.limit()).then(|| {
+        let goes_on = state.lines.is_empty()
+            && !state.bound.is_held()
+            && state.in_flight < state.bound.limit();
+        goes_on.then(|| {
             state.in_flight += 1;
-            Permit {
-                queue: Arc::clone(self),
-                open: false,
-            }
+            Permit::new(self)
         })
     }
 
@@ -215,15 +231,23 @@ impl Queue {
 impl State {
     /// Gives one free place to the one whose turn it is.
     fn grant_one(&mut self) -> Option<Waker> {
-        if self.in_flight >= self.bound.limit() {
+        if self.in_flight >= self.bound.allowed() {
             return None;
         }
-        let at = self.lines.pop()?;
+        let at = if let Some(at) = self.bounced.front() {
+            self.bounced.remove(&mut self.waiters, at);
+            at
+        } else if self.bound.is_held() {
+            return None;
+        } else {
+            let at = self.lines.pop()?;
+            self.counts.waited += 1;
+            self.counts.waited_for += self.waiters[at].since.elapsed();
+            at
+        };
         self.in_flight += 1;
         let waiter = &mut self.waiters[at];
         waiter.standing = Standing::Granted;
-        self.counts.waited += 1;
-        self.counts.waited_for += waiter.since.elapsed();
         Some(waiter.waker.clone())
     }
 
@@ -253,6 +277,7 @@ impl State {
         let at = slot.key();
         let place = self.lines.push(tenant, guest, at);
         slot.insert(Waiter {
+            links: Links::unlinked(),
             standing: Standing::Waiting { place },
             waker: waker.clone(),
             since: Instant::now(),
@@ -302,7 +327,7 @@ impl Future for Turn<'_> {
         };
         let mut state = self.queue.state();
         let outcome = match state.waiters[at].standing {
-            Standing::Waiting { .. } => {
+            Standing::Waiting { .. } | Standing::Bounced => {
                 let known = &mut state.waiters[at].waker;
                 let replaced = (!known.will_wake(cx.waker()))
                     .then(|| std::mem::replace(known, cx.waker().clone()));
@@ -311,10 +336,7 @@ impl Future for Turn<'_> {
                 drop(replaced);
                 return Poll::Pending;
             }
-            Standing::Granted => Ok(Permit {
-                queue: Arc::clone(self.queue),
-                open: false,
-            }),
+            Standing::Granted => Ok(Permit::new(self.queue)),
             Standing::Displaced => Err(QueueError::Full),
         };
         let waiter = state.waiters.remove(at);
@@ -344,53 +366,8 @@ impl Drop for Turn<'_> {
                 state.in_flight -= 1;
                 self.queue.grant(state);
             }
-            Standing::Displaced => drop(state),
+            Standing::Bounced | Standing::Displaced => drop(state),
         }
-    }
-}
-
-/// A place among the requests with the upstream; dropped, it goes to the next in turn.
-pub struct Permit {
-    queue: Arc<Queue>,
-    open: bool,
-}
-
-impl Permit {
-    /// The upstream accepted this request's connection.
-    pub fn opened(&mut self) {
-        if self.open {
-            return;
-        }
-        self.open = true;
-        let mut state = self.queue.state();
-        let pressed = (!state.lines.is_empty()).then(Instant::now);
-        state.bound.opened(pressed);
-        if pressed.is_some() {
-            self.queue.grant(state);
-        }
-    }
-
-    /// The connection is gone, and another will be tried.
-    pub fn closed(&mut self) {
-        if std::mem::take(&mut self.open) {
-            self.queue.state().bound.closed();
-        }
-    }
-
-    /// The upstream refused the connection because its backlog is full.
-    pub fn refused(&self) {
-        self.queue.state().bound.refused(Instant::now());
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut state = self.queue.state();
-        if self.open {
-            state.bound.closed();
-        }
-        state.in_flight -= 1;
-        self.queue.grant(state);
     }
 }
 

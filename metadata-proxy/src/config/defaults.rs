@@ -41,7 +41,6 @@ impl Default for Config {
             upstream: UpstreamConfig::Agent(AgentConfig::default()),
             queue: QueueConfig {
                 max_in_flight: 0,
-                initial_in_flight: 4,
                 max_waiting: 8192,
                 max_waiting_per_tenant: 1024,
             },

@@ -224,8 +224,6 @@ pub struct EmbeddedConfig {
 pub struct QueueConfig {
     /// Requests the upstream is given at once; 0 to adapt to it.
     pub max_in_flight: usize,
-    /// Where the adaptive bound starts.
-    pub initial_in_flight: usize,
     /// Requests that may wait.
     pub max_waiting: usize,
     /// Requests of one tenant that may wait.

@@ -92,7 +92,6 @@ sections! {
     }
     RawQueue {
         max_in_flight: i64,
-        initial_in_flight: i64,
         max_waiting: i64,
         max_waiting_per_tenant: i64,
     }

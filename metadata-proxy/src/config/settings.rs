@@ -230,11 +230,6 @@ const TABLE: &[Row] = &[
         "Requests the upstream is given at once",
     ),
     (
-        "queue.initial_in_flight",
-        SOME,
-        "Where the adaptive bound starts",
-    ),
-    (
         "queue.max_waiting",
         SOME,
         "Requests that may wait for the upstream",

@@ -297,7 +297,6 @@ fn what_has_no_effect_is_a_warning() {
     assert_eq!(
         keys,
         [
-            "queue.initial_in_flight",
             "queue.max_waiting_per_tenant",
             "limits.connections_per_tenant",
             "limits.connections_per_guest",

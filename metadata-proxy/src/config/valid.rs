@@ -77,7 +77,6 @@ pub(super) fn validate(
         upstream: upstream(&mut check, raw.upstream),
         queue: section!(check, "queue", raw.queue, default.queue => QueueConfig {
             max_in_flight: integer,
-            initial_in_flight: integer,
             max_waiting: integer,
             max_waiting_per_tenant: integer,
         }),
@@ -229,12 +228,6 @@ fn together(config: &Config, check: &mut Check<'_>, warnings: &mut Vec<Problem>)
         );
     }
     let (queue, limits) = (&config.queue, &config.limits);
-    if queue.max_in_flight != 0 && queue.initial_in_flight > queue.max_in_flight {
-        warnings.push(check.remark(
-            "queue.initial_in_flight",
-            "has no effect: queue.max_in_flight is fixed, and lower",
-        ));
-    }
     if queue.max_waiting_per_tenant > queue.max_waiting {
         warnings.push(check.remark(
             "queue.max_waiting_per_tenant",

@@ -81,11 +81,12 @@ impl Discovery {
         }
     }
 
-    /// Watches until the future is dropped. Calls `scanned` after the first scan.
+    /// Watches until the future is dropped. Calls `scanned` once all that the first scan found is served,
+    /// or was tried.
     pub async fn run(mut self, scanned: impl FnOnce()) {
         let mut watch = self.watch();
         self.scan().await;
-        self.registry.send(Command::Settled).await;
+        self.registry.settle().await;
         scanned();
         let mut next_scan = Instant::now() + self.scan_interval();
         loop {

@@ -1,7 +1,7 @@
 //! Steering, seen from user space: the one small trait through which the rest of the agent talks to
 //! the kernel programs, and the one module that imports `aya`.
 //!
-//! Whatever is above this module runs in an ordinary test against [`fake::FakeKernel`].
+//! Whatever is above this module runs in an ordinary test against a fake of that trait.
 
 mod adopt;
 mod ebpf;
@@ -25,16 +25,7 @@ pub use self::{
     plain::PlainKernel,
 };
 use crate::identity::Tenant;
-
-/// Cookie of a network namespace: never reused while the kernel runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NetnsCookie(pub u64);
-
-impl std::fmt::Display for NetnsCookie {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub use crate::netns::NetnsCookie;
 
 /// A device inside a tenant namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -22,7 +22,7 @@ use netlink_packet_route::{
     },
     link::{LinkAttribute, LinkLayerType, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    tc::{TcAttribute, TcHandle, TcMessage},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
 pub use self::events::EventSocket;
@@ -260,9 +260,23 @@ fn metadata_v6(ifindex: u32) -> AddressMessage {
 pub fn has_filter(ifindex: u32, name: &str) -> io::Result<bool> {
     let mut found = false;
     each_filter(ifindex, CLSACT_INGRESS, |message| {
-        found |= format!("{:?}", message.attributes).contains(name);
+        found |= filter_name(message) == Some(name);
     })?;
     Ok(found)
+}
+
+/// The name a BPF filter was given when it was attached.
+fn filter_name(message: &TcMessage) -> Option<&str> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => options.iter().find_map(|option| match option {
+                TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => Some(name.as_str()),
+                _ => None,
+            }),
+            _ => None,
+        })
 }
 
 /// Whether nobody has a filter on either side of a device's `clsact`.

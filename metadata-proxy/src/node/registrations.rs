@@ -67,9 +67,7 @@ impl Leases {
             reply.failed("what was handed over is no network namespace");
             return;
         };
-        // A stand-in that follows another one in the same namespace takes its place.
         let id = netns.id();
-        self.held.retain(|_, (of, _)| *of != id);
         let config = self.config.load();
         let interfaces = &config.interfaces;
         let declaration = Declaration {
@@ -95,7 +93,11 @@ impl Leases {
     }
 
     async fn end(&mut self, lease: LeaseId) {
-        if let Some((netns, _)) = self.held.remove(&lease) {
+        let Some((netns, _)) = self.held.remove(&lease) else {
+            return;
+        };
+        // Neutron may start the next stand-in before the last one is gone.
+        if !self.held.values().any(|(of, _)| *of == netns) {
             let withdraw = Command::Withdraw(netns, Provider::Register);
             self.registry.send(withdraw).await;
         }

@@ -3,7 +3,6 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, warn};
 
-use super::{Node, Open, guest_io::GuestIo, request};
+use super::{Node, Open, guest_io::GuestIo, leaving::Watched, request};
 use crate::{
     admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
@@ -29,6 +28,11 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// hyper's smallest buffer for a request head, bytes.
 const MIN_HEAD_BYTES: usize = 8192;
 
+/// What a guest is told whose request did not come in time: hyper says nothing.
+const REQUEST_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-cache\r\nConnection: close\r\n\
+    Content-Length: 37\r\n\r\n408 the request did not come in time\n";
+
 /// A guest whose connection was proved and admitted.
 pub(super) struct Guest {
     pub(super) identity: Identity,
@@ -38,6 +42,7 @@ pub(super) struct Guest {
     pub(super) admitted: ConnectionToken,
     /// Whether the answer being written is whole, and the last of the connection.
     pub(super) is_last: AtomicBool,
+    pub(super) socket: Watched,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -107,6 +112,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 node: Arc::clone(node),
                 admitted,
                 is_last: AtomicBool::new(false),
+                socket: Watched::new(&stream),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -148,6 +154,8 @@ async fn serve(stream: TcpStream, guest: Guest) {
         // Covers the wait for the next request as well, which Neutron gives the same time.
         .header_read_timeout(settings.timeouts.request_head)
         .max_buf_size(settings.head_bytes.max(MIN_HEAD_BYTES))
+        // Who leaves while its request waits is noticed by that request.
+        .half_close(true)
         // As everybody writes them; some guests' parsers were never tried with anything else.
         .title_case_headers(true);
     let io = TokioIo::new(GuestIo::new(
@@ -157,24 +165,35 @@ async fn serve(stream: TcpStream, guest: Guest) {
     ));
     drop(settings);
     let guest = &guest;
-    let answer = service_fn(|request: Request<Incoming>| request::answer(guest, request));
-    let mut connection = pin!(http.serve_connection(io, answer));
+    let has_asked = AtomicBool::new(false);
+    let answer = service_fn(|request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        request::answer(guest, request)
+    });
+    let mut connection = http.serve_connection(io, answer);
     let mut is_ending = false;
     let ended = loop {
         tokio::select! {
             biased;
-            ended = connection.as_mut() => break ended,
+            ended = &mut connection => break ended,
             () = service.gone.cancelled() => break Ok(()),
             () = node.ends.aborting.cancelled() => break Ok(()),
             () = node.ends.stopping.cancelled(), if !is_ending => {
                 is_ending = true;
-                connection.as_mut().graceful_shutdown();
+                std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
         }
     };
     if let Err(error) = ended {
         node.metrics.connection_failed(&error);
         debug!(tenant = %service.tenant, guest = %guest.address, %error, "connection ended early");
+        if error.is_timeout() {
+            let rest = connection.into_parts();
+            // Who has had an answer and asks no more is told nothing, as by haproxy.
+            if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
+                rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+            }
+        }
     }
     service.counters.open.fetch_sub(1, Ordering::Relaxed);
 }

@@ -48,6 +48,12 @@ impl<'a> GuestIo<'a> {
         }
     }
 
+    /// Writes last words, as many as go out at once.
+    pub(super) fn write_late(&self, bytes: &[u8]) {
+        // Who does not take them will not miss them.
+        let _ = self.stream.try_write(bytes);
+    }
+
     /// Passes on what a write says; a write that stands still fails when patience is over.
     fn paced<T>(
         &mut self,

@@ -5,6 +5,7 @@
 
 mod connection;
 mod guest_io;
+mod leaving;
 mod request;
 #[cfg(test)]
 mod tests;

@@ -85,6 +85,7 @@ impl RequestError {
                 UpstreamError::QueueTimedOut { .. } => {
                     (error.status(), "queue_timeout", Fault::Upstream)
                 }
+                UpstreamError::GuestLeft { .. } => (error.status(), "guest_left", Fault::Guest),
             },
         }
     }
@@ -133,7 +134,9 @@ impl RequestError {
                 "the metadata service cannot be reached"
             }
             Self::Upstream(
-                UpstreamError::QueueFull { .. } | UpstreamError::QueueTimedOut { .. },
+                UpstreamError::QueueFull { .. }
+                | UpstreamError::QueueTimedOut { .. }
+                | UpstreamError::GuestLeft { .. },
             ) => "the metadata service is overloaded",
             Self::Upstream(UpstreamError::TimedOut { .. }) => {
                 "the metadata service gave no answer in time"
@@ -216,7 +219,12 @@ async fn steps(
     let spent = spent.insert(Spent::default());
     Ok(settings
         .upstream
-        .ask(&outgoing, settings.upstream_timeouts(), spent)
+        .ask(
+            &outgoing,
+            settings.upstream_timeouts(),
+            spent,
+            guest.socket.left(),
+        )
         .await?)
 }
 

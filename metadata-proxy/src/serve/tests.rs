@@ -99,6 +99,8 @@ struct Options {
     no_internal_network: bool,
     body_bytes: Option<usize>,
     client_timeout: Option<Duration>,
+    head_timeout: Option<Duration>,
+    most_in_flight: Option<u32>,
 }
 
 impl Bench {
@@ -131,7 +133,7 @@ impl Bench {
             path: socket,
             max_request_bytes: 4096,
             bound: BoundPolicy::Adaptive {
-                ceiling: 16.try_into().unwrap(),
+                ceiling: options.most_in_flight.unwrap_or(16).try_into().unwrap(),
             },
             waiting: QueueLimits {
                 waiting: 100,
@@ -140,6 +142,7 @@ impl Bench {
         });
         let mut timeouts = config.timeouts;
         timeouts.client = options.client_timeout.unwrap_or(timeouts.client);
+        timeouts.request_head = options.head_timeout.unwrap_or(timeouts.request_head);
         let settings = Settings {
             upstream: Arc::new(Upstream::Agent(agent.unwrap())),
             timeouts,
@@ -307,7 +310,6 @@ async fn what_is_no_request_is_answered_400_and_never_forwarded() {
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nbad name: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        "GET / HTTP/1.1\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
     ] {
@@ -421,6 +423,78 @@ async fn a_router_without_internal_network_is_never_forwarded_for() {
     guest.write_all(GET.as_bytes()).await.unwrap();
     assert!(read_one(&mut guest).await.starts_with("HTTP/1.1 404 "));
     assert_eq!(bench.upstream.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_guest_that_sends_nothing_more_still_gets_its_answer() {
+    let bench = Bench::start(&Options {
+        is_gated: true,
+        ..Options::default()
+    });
+    let mut guest = bench.guest().await;
+    guest.write_all(GET.as_bytes()).await.unwrap();
+    guest.shutdown().await.unwrap();
+    until("the upstream is asked", || bench.upstream.asked() == 1).await;
+    bench.upstream.gate.notify_one();
+    let answer = read_to_end(&mut guest).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_guest_that_leaves_gives_up_its_place() {
+    let bench = Bench::start(&Options {
+        is_gated: true,
+        most_in_flight: Some(1),
+        ..Options::default()
+    });
+    let mut first = bench.guest().await;
+    first.write_all(GET.as_bytes()).await.unwrap();
+    until("the upstream is asked", || bench.upstream.asked() == 1).await;
+    let mut leaving = bench.guest().await;
+    leaving.write_all(GET.as_bytes()).await.unwrap();
+    let waiting = || {
+        bench
+            .service
+            .settings
+            .load()
+            .upstream
+            .snapshot()
+            .queue
+            .waiting
+    };
+    until("the second waits", || waiting() == 1).await;
+    drop(leaving);
+    until("the second has left", || waiting() == 0).await;
+    bench.upstream.gate.notify_one();
+    assert!(read_one(&mut first).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(bench.upstream.asked(), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_come_in_time_is_answered_408() {
+    let bench = Bench::start(&Options {
+        head_timeout: Some(Duration::from_millis(50)),
+        ..Options::default()
+    });
+    for unfinished in ["", "GET / HT", "GET / HTTP/1.1\r\nHost: a\r\n"] {
+        let answer = bench.exchange(unfinished).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 408 "),
+            "{unfinished:?} got {answer:?}"
+        );
+        assert!(
+            answer.ends_with("408 the request did not come in time\n"),
+            "{answer:?}"
+        );
+    }
+    let mut guest = bench.guest().await;
+    guest.write_all(GET.as_bytes()).await.unwrap();
+    assert!(read_one(&mut guest).await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(
+        read_to_end(&mut guest).await,
+        "",
+        "who asks no more is told nothing"
+    );
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use std::{
         unix::{fs::MetadataExt as _, net::UnixStream as StdUnixStream},
     },
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -127,8 +128,9 @@ impl Agent {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
-        let outcome = self.asked(request, timeouts, started, spent).await;
+        let outcome = self.asked(request, timeouts, started, spent, leaving).await;
         self.counters.outcome(&outcome);
         outcome
     }
@@ -139,9 +141,20 @@ impl Agent {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        mut leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
         let message = self.message(request)?;
-        let mut permit = turn(&self.queue, &self.name, request, started, timeouts, spent).await?;
+        let leaves = leaving.as_mut();
+        let mut permit = turn(
+            &self.queue,
+            &self.name,
+            request,
+            started,
+            timeouts,
+            spent,
+            leaves,
+        )
+        .await?;
         let mut course = Course {
             deadline: started + timeouts.connect,
             full: Backoff::for_full_backlog(),
@@ -150,8 +163,9 @@ impl Agent {
             restarted: false,
         };
         loop {
-            let (mut stream, written) =
-                self.send(&message, &mut permit, &mut course, spent).await?;
+            let (mut stream, written) = self
+                .send(&message, &mut permit, &mut course, spent, leaving.as_mut())
+                .await?;
             let unsent = &message[written..];
             match wire::exchange(&mut stream, unsent, &request.method, timeouts.server).await {
                 Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
@@ -194,6 +208,7 @@ impl Agent {
         permit: &mut Permit,
         course: &mut Course,
         spent: &mut Spent,
+        mut leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<(UnixStream, usize), UpstreamError> {
         loop {
             let (reason, source) = match self.attempt(message, permit) {
@@ -201,10 +216,26 @@ impl Agent {
                 Ok(Attempt::Failed(reason, source)) => (reason, source),
                 Err(source) => return Err(self.unreachable(source)),
             };
-            let goes_on = match reason {
-                RetryReason::BacklogFull => course.full.pause(course.deadline).await,
-                RetryReason::Unread if course.unread >= MOST_UNREAD => false,
-                _ => course.absent.pause(course.deadline).await,
+            let deadline = course.deadline;
+            let pause = async {
+                match reason {
+                    RetryReason::BacklogFull => match course.full.next(deadline) {
+                        Some(next) => {
+                            permit.refused(next).await;
+                            true
+                        }
+                        None => false,
+                    },
+                    RetryReason::Unread if course.unread >= MOST_UNREAD => false,
+                    _ => course.absent.pause(deadline).await,
+                }
+            };
+            let goes_on = tokio::select! {
+                biased;
+                goes_on = pause => goes_on,
+                () = leaving.as_mut() => {
+                    return Err(UpstreamError::GuestLeft { upstream: self.name.to_string() });
+                }
             };
             if !goes_on {
                 return Err(self.unreachable(source));
@@ -222,10 +253,7 @@ impl Agent {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
         if let Err(error) = socket.connect(&self.address) {
             return match error.raw_os_error() {
-                Some(libc::EAGAIN) => {
-                    permit.refused();
-                    Ok(Attempt::Failed(RetryReason::BacklogFull, error))
-                }
+                Some(libc::EAGAIN) => Ok(Attempt::Failed(RetryReason::BacklogFull, error)),
                 Some(libc::ECONNREFUSED | libc::ENOENT) => {
                     Ok(Attempt::Failed(RetryReason::Absent, error))
                 }

@@ -31,17 +31,25 @@ impl Backoff {
         }
     }
 
-    /// Waits for the next attempt, but not past `deadline`; says whether there is one.
-    pub(super) async fn pause(&mut self, deadline: Instant) -> bool {
+    /// When to make the next attempt, not past `deadline`; `None` if there is none.
+    pub(super) fn next(&mut self, deadline: Instant) -> Option<Instant> {
         let now = Instant::now();
         if now >= deadline {
-            return false;
+            return None;
         }
         // Anything from half of it to all of it.
         let half = self.next / 2;
         let pause = half + half.mul_f64(chance());
         self.next = (self.next * 2).min(self.longest);
-        sleep_until(deadline.min(now + pause)).await;
+        Some(deadline.min(now + pause))
+    }
+
+    /// Waits for the next attempt; says whether there is one.
+    pub(super) async fn pause(&mut self, deadline: Instant) -> bool {
+        let Some(next) = self.next(deadline) else {
+            return false;
+        };
+        sleep_until(next).await;
         true
     }
 }

@@ -82,6 +82,8 @@ impl Counters {
             Err(UpstreamError::QueueFull { .. } | UpstreamError::QueueTimedOut { .. }) => {
                 &self.not_queued
             }
+            // The queue counts those who left it.
+            Err(UpstreamError::GuestLeft { .. }) => return,
             Err(UpstreamError::HeadTooLarge { .. } | UpstreamError::BodyTooLarge { .. }) => {
                 &self.too_large
             }

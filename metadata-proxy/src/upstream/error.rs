@@ -45,6 +45,12 @@ pub enum UpstreamError {
         /// How long the request waited for its turn.
         waited: Duration,
     },
+    /// The guest closed its side while the request waited.
+    #[error("the guest left while its request waited for the upstream at {upstream}")]
+    GuestLeft {
+        /// Which upstream.
+        upstream: String,
+    },
     /// The request's head does not fit what this upstream can take.
     #[error("a head of {len} bytes does not fit the {limit} bytes the upstream takes")]
     HeadTooLarge {
@@ -68,9 +74,10 @@ impl UpstreamError {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Unreachable { .. } | Self::QueueFull { .. } | Self::QueueTimedOut { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Unreachable { .. }
+            | Self::QueueFull { .. }
+            | Self::QueueTimedOut { .. }
+            | Self::GuestLeft { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Garbled { .. } => StatusCode::BAD_GATEWAY,
             Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

@@ -5,7 +5,7 @@
 //! - A kept connection ended before any byte of an answer: the server had closed it meanwhile.
 //!   Only idempotent methods are sent over kept connections, so this is once, on a fresh one.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
@@ -86,8 +86,9 @@ impl Http {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
-        let outcome = self.asked(request, timeouts, started, spent).await;
+        let outcome = self.asked(request, timeouts, started, spent, leaving).await;
         self.counters.outcome(&outcome);
         outcome
     }
@@ -98,8 +99,18 @@ impl Http {
         timeouts: Timeouts,
         started: Instant,
         spent: &mut Spent,
+        leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
-        let mut permit = turn(&self.queue, &self.name, request, started, timeouts, spent).await?;
+        let mut permit = turn(
+            &self.queue,
+            &self.name,
+            request,
+            started,
+            timeouts,
+            spent,
+            leaving,
+        )
+        .await?;
         let mut message = BytesMut::with_capacity(1_024);
         request.encode("keep-alive", &mut message);
         let (method, server) = (&request.method, timeouts.server);

@@ -14,7 +14,11 @@ mod http;
 mod pool;
 mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -75,6 +79,9 @@ pub enum Upstream {
 impl Upstream {
     /// Asks, and waits for the head of the answer at least. Dropped, it gives up at once.
     ///
+    /// A guest may leave while its request waits: when `leaving` ends, a request that is not sent
+    /// yet gives up its place. It is polled only by one that has to wait.
+    ///
     /// # Errors
     /// [`UpstreamError`] if there is no answer to give.
     pub async fn ask(
@@ -82,11 +89,13 @@ impl Upstream {
         request: &Outgoing,
         timeouts: Timeouts,
         spent: &mut Spent,
+        leaving: impl Future<Output = ()>,
     ) -> Result<Answer, UpstreamError> {
+        let leaving = pin!(leaving);
         let started = Instant::now();
         let outcome = match self {
-            Self::Agent(agent) => agent.ask(request, timeouts, started, spent).await,
-            Self::Http(http) => http.ask(request, timeouts, started, spent).await,
+            Self::Agent(agent) => agent.ask(request, timeouts, started, spent, leaving).await,
+            Self::Http(http) => http.ask(request, timeouts, started, spent, leaving).await,
             Self::Embedded(embedded) => Ok(embedded.answer(request)),
         };
         spent.upstream = started.elapsed().saturating_sub(spent.queued);
@@ -141,15 +150,23 @@ async fn turn(
     started: Instant,
     timeouts: Timeouts,
     spent: &mut Spent,
+    leaving: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Permit, UpstreamError> {
     if let Some(permit) = queue.try_acquire() {
         return Ok(permit);
     }
     let tenant = request.identity.tenant();
-    let outcome = queue
-        .acquire(tenant, request.guest, started + timeouts.connect)
-        .await;
+    let outcome = tokio::select! {
+        biased;
+        outcome = queue.acquire(tenant, request.guest, started + timeouts.connect) => Some(outcome),
+        () = leaving => None,
+    };
     spent.queued = started.elapsed();
+    let Some(outcome) = outcome else {
+        return Err(UpstreamError::GuestLeft {
+            upstream: upstream.to_owned(),
+        });
+    };
     outcome.map_err(|error| match error {
         QueueError::Full | QueueError::TenantFull => UpstreamError::QueueFull {
             upstream: upstream.to_owned(),

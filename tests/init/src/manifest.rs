@@ -20,9 +20,6 @@ pub struct Manifest {
     pub bpffs: bool,
     /// Files below `/proc/sys` and what is written to them.
     pub sysctls: BTreeMap<PathBuf, String>,
-    /// Capabilities taken out of the bounding set of every test process, by number
-    /// (`linux/capability.h`).
-    pub without_capabilities: Vec<u32>,
     /// Environment of every test process; nothing else is in it.
     pub environment: BTreeMap<String, String>,
     /// What is run, in this order.
@@ -41,6 +38,8 @@ pub struct Test {
     pub arguments: Vec<String>,
     /// It is killed, and has failed, when it runs for longer.
     pub timeout_seconds: u64,
+    /// Capabilities taken out of its bounding set, by number (`linux/capability.h`).
+    pub without_capabilities: Vec<u32>,
 }
 
 /// How the cgroup hierarchies are mounted.

@@ -27,6 +27,13 @@ pub enum Report {
         /// How long it ran.
         took: Duration,
     },
+    /// Something found out about this guest, for the tables.
+    Fact {
+        /// What it is about: no white space.
+        name: String,
+        /// What it is.
+        value: String,
+    },
     /// Everything ran; the guest powers off next. Its absence means failure.
     Done {
         /// How many passed.
@@ -50,6 +57,7 @@ impl fmt::Display for Report {
                 let verdict = if *passed { "ok" } else { "FAILED" };
                 write!(f, "VMTEST {name} {verdict} {:.3}", took.as_secs_f64())
             }
+            Self::Fact { name, value } => write!(f, "VMTEST-FACT {name} {value}"),
             Self::Done { passed, failed } => {
                 write!(f, "VMTEST-DONE passed={passed} failed={failed}")
             }
@@ -83,6 +91,13 @@ impl Report {
                     .next()
                     .is_none()
                     .then_some(Self::Finished { name, passed, took })
+            }
+            "VMTEST-FACT" => {
+                let (name, value) = rest.split_once(' ')?;
+                Some(Self::Fact {
+                    name: name.to_owned(),
+                    value: value.to_owned(),
+                })
             }
             "VMTEST-DONE" => {
                 let (passed, failed) = rest.split_once(' ')?;
@@ -121,6 +136,10 @@ mod tests {
                 name: "b".into(),
                 passed: false,
                 took: Duration::ZERO,
+            },
+            Report::Fact {
+                name: "engine".into(),
+                value: "tc by tcx".into(),
             },
             Report::Done {
                 passed: 3,

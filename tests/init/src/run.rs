@@ -57,7 +57,7 @@ fn start(test: &Test, manifest: &Manifest) -> io::Result<Pid> {
         .current_dir("/tmp")
         .stdin(Stdio::null())
         .process_group(0);
-    let dropped = manifest.without_capabilities.clone();
+    let dropped = test.without_capabilities.clone();
     // SAFETY: between fork and exec the closure only makes system calls on memory allocated
     // before the fork.
     unsafe { command.pre_exec(move || drop_from_bounding_set(&dropped)) };

@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::Agent;
-use crate::{node::Node, process::Running};
+use crate::{netns::Netns, node::Node, process::Running};
 
 /// Names the binary when it is not beside the test.
-pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
+pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BIN";
 
 /// Finds the agent's binary: where the variable says, else in the target directory of the running
 /// program.
@@ -44,6 +44,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
     under: Vec<String>,
+    inside: Option<Arc<Netns>>,
 }
 
 impl Builder {
@@ -56,6 +57,7 @@ impl Builder {
             environment: vec![],
             log_to: None,
             under: vec![],
+            inside: None,
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -101,6 +103,13 @@ impl Builder {
     #[must_use]
     pub fn log_to(mut self, stream: OwnedFd) -> Self {
         self.log_to = Some(Arc::new(stream));
+        self
+    }
+
+    /// Lets the agent run in this namespace, as if it were the node's own.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.inside = Some(netns);
         self
     }
 
@@ -169,18 +178,20 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = match self.under.split_first() {
-            None => Command::new(&binary),
-            Some((program, arguments)) => {
-                let mut command = Command::new(program);
-                command.args(arguments).arg(&binary);
-                command
-            }
+        let program = self.under.first().map_or_else(|| binary.clone(), PathBuf::from);
+        let mut command = match &self.inside {
+            Some(netns) => netns.command(&program)?,
+            None => Command::new(&program),
         };
+        if let Some((_, arguments)) = self.under.split_first() {
+            command.args(arguments).arg(&binary);
+        }
         command
             .arg("run")
             .arg("--config")
             .arg(&configuration)
+            // It begins as the agent's own settings do, and is none.
+            .env_remove(BINARY_VARIABLE)
             .envs(self.environment);
         self.node.enter_cgroup(&mut command)?;
         let log = self.node.directory().join("metadata-proxy.log");

@@ -134,12 +134,20 @@ impl Agent {
     /// # Errors
     /// It failed.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.command(arguments))
+    }
+
+    /// Prepares a command of the agent's CLI against it.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments)
+            .env_remove(BINARY_VARIABLE)
             .arg("--config")
-            .arg(&self.configuration);
-        run(&mut command)
+            .arg(&self.configuration)
+            .env_remove(BINARY_VARIABLE);
+        command
     }
 
     /// Waits until it says that it is ready.

@@ -6,7 +6,10 @@ use nix::sys::{
     signalfd::{SfdFlags, SignalFd},
 };
 
-/// SIGINT and SIGTERM, blocked in this thread and in all that it starts; programs get them still.
+/// What asks for the end: Ctrl-C, `kill`, a terminal that is closed.
+const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// The signals, blocked in this thread and in all that it starts; programs get them still.
 pub(super) struct Signals {
     set: SigSet,
     pending: SignalFd,
@@ -15,9 +18,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Blocks them.
     pub(super) fn block() -> Result<Self> {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
-        set.add(Signal::SIGTERM);
+        let set: SigSet = ENDING.into_iter().collect();
         set.thread_block().context("cannot block signals")?;
         let pending = SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("cannot watch for signals")?;
@@ -26,12 +27,8 @@ impl Signals {
 
     /// Fails when one has come.
     pub(super) fn check(&self) -> Result<()> {
-        if self
-            .pending
-            .read_signal()
-            .context("cannot look for signals")?
-            .is_some()
-        {
+        let come = self.pending.read_signal();
+        if come.context("cannot look for signals")?.is_some() {
             bail!("interrupted");
         }
         Ok(())

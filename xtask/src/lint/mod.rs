@@ -104,7 +104,11 @@ fn documentation() -> Result<()> {
                 "--no-deps",
                 "--document-private-items",
             ])
-            .env("RUSTDOCFLAGS", "--deny=warnings"),
+            // Documented for those who work on it, with all that is private.
+            .env(
+                "RUSTDOCFLAGS",
+                "--deny=warnings --allow=rustdoc::private_intra_doc_links",
+            ),
     )
 }
 

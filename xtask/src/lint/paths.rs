@@ -1,15 +1,15 @@
 //! No file that is committed names a path of the machine it was written on.
 
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::workspace;
 
-/// Folders that only a particular machine has. Written in halves, or this file would name them.
+/// Folders that only some machines have. Written in halves, or this file would name them. Beside
+/// them: the home of whoever runs this, and the folder of this workspace.
 const FOLDERS: &[&str] = &[
     concat!("/ro", "ot/"),
-    concat!("/ho", "me/"),
     concat!("/wo", "rk/"),
     concat!("/Us", "ers/"),
     concat!("/tmp", "/w/"),
@@ -18,6 +18,12 @@ const FOLDERS: &[&str] = &[
 /// Fails with every place that names one.
 pub(super) fn check() -> Result<()> {
     let root = workspace::root();
+    let mut folders: Vec<String> = FOLDERS.iter().map(ToString::to_string).collect();
+    let own = [env::home_dir(), Some(root.clone())].into_iter().flatten();
+    folders.extend(
+        own.map(|path| format!("{}/", path.display()))
+            .filter(|path| path.len() > 2),
+    );
     let output = Command::new("git")
         .args(["ls-files", "-z"])
         .current_dir(&root)
@@ -36,7 +42,7 @@ pub(super) fn check() -> Result<()> {
         let Ok(text) = fs::read_to_string(root.join(name)) else {
             continue;
         };
-        places.extend(named_in(Path::new(name), &text));
+        places.extend(named_in(Path::new(name), &text, &folders));
     }
     if !places.is_empty() {
         bail!(
@@ -47,10 +53,10 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-fn named_in(name: &Path, text: &str) -> Vec<String> {
+fn named_in(name: &Path, text: &str, folders: &[String]) -> Vec<String> {
     let names_one = |line: &str| {
-        FOLDERS.iter().any(|folder| {
-            line.match_indices(folder).any(|(start, _)| {
+        folders.iter().any(|folder| {
+            line.match_indices(folder.as_str()).any(|(start, _)| {
                 // `a/home/b` is a path below `a`, not a machine's.
                 !line[..start].ends_with(|c: char| c.is_alphanumeric() || "_-.".contains(c))
             })
@@ -69,11 +75,9 @@ mod tests {
 
     #[test]
     fn a_folder_is_found_and_its_namesake_further_down_is_not() {
-        let text = format!("a\nsee {}x\n", FOLDERS[1]);
-        assert_eq!(
-            named_in(Path::new("f"), &text),
-            [format!("f:2: see {}x", FOLDERS[1])]
-        );
-        assert!(named_in(Path::new("f"), &format!("src{}x", FOLDERS[1])).is_empty());
+        let folders = ["/mine/".to_owned()];
+        let named = |text| named_in(Path::new("f"), text, &folders);
+        assert_eq!(named("a\nsee /mine/x\n"), ["f:2: see /mine/x"]);
+        assert_eq!(named("see src/mine/x\n"), [""; 0]);
     }
 }

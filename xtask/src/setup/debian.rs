@@ -55,7 +55,16 @@ impl Wanted {
     }
 }
 
-/// Programs that the tests and the demo run, and their packages.
+/// Programs that the demo runs, and their packages.
+pub(super) const DEMO_PROGRAMS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("ss", "iproute2"),
+    ("nsenter", "util-linux"),
+    ("curl", "curl"),
+];
+
+/// Programs that the tests run, and their packages.
 pub(super) const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("tc", "iproute2"),

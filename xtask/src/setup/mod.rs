@@ -16,7 +16,9 @@ pub(crate) use self::bpf::ENDIAN;
 pub(crate) enum Purpose {
     /// Building, the kernel programs included
     Build,
-    /// The tests that need root, and the demo
+    /// The demo
+    Demo,
+    /// The tests that need root
     Test,
     /// The checks; one of the tools takes minutes to build
     Lint,
@@ -89,6 +91,12 @@ fn fail_if_needed(items: &[Item]) -> Result<()> {
 fn set_up(purposes: &[Purpose]) -> Result<Vec<Item>> {
     let mut packages = debian::Packages::default();
     let mut items = Vec::new();
+    if purposes.contains(&Purpose::Demo) {
+        items.push(Item {
+            name: "demo programs",
+            found: packages.ensure(debian::DEMO_PROGRAMS)?,
+        });
+    }
     if purposes.contains(&Purpose::Test) {
         items.push(Item {
             name: "test programs",

@@ -35,6 +35,13 @@ pub(super) struct Kernel {
     pub(super) modules: PathBuf,
 }
 
+impl Kernel {
+    /// Whether `SO_NETNS_COOKIE` is there, without which the agent proves no tenant.
+    pub(super) fn has_namespace_cookies(&self) -> bool {
+        numbers(&self.release) >= vec![5, 14]
+    }
+}
+
 /// The names of all kernel packages of the flavour, by what they hold.
 struct Offered {
     /// The kernel, and up to 6.18 its modules.

@@ -29,10 +29,14 @@ use self::kernels::Kernel;
 use self::outcome::Outcome;
 use self::payload::Payload;
 use self::qemu::{Accel, Machine, Qemu};
-use self::suite::TestProgram;
+use self::suite::{Role, TestProgram};
 use self::table::Column;
-use self::variant::Variant;
+use self::variant::{CAPABILITIES, Variant};
+use crate::build::{self, BuildArgs};
+use crate::workspace;
 
+/// Where the agent lies in a guest.
+const AGENT: &str = "/tests/metadata-proxy";
 /// Enough for the initramfs twice, packed and unpacked, and a thousand namespaces.
 const MEMORY_MIB: u32 = 2048;
 
@@ -68,14 +72,14 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let variants = Variant::parse(&args.variants)?;
     qemu::ensure_usable(args.accel)?;
-    let workspace = workspace();
-    let cache = workspace.join(".cache/vm");
+    let cache = cache();
 
     let qemu = Qemu::fetch(&cache)?;
     let kernels = kernels::fetch(&cache, &args.kernels)?;
-    let scratch = tempfile::tempdir().context("creating a folder for the initramfs")?;
-    let tests = programs(&workspace, &args.tests)?;
-    let base = base_archive(&workspace, &tests, scratch.path())?;
+    let scratch = tempfile::tempdir_in(&cache).context("creating a folder for the initramfs")?;
+    let agent = build::build(BuildArgs::DEBUG)?.agent;
+    let tests = programs(&args.tests)?;
+    let base = base_archive(&agent, &tests, scratch.path())?;
     eprintln!(
         "{}; initramfs {} MiB; ready after {:.1} s",
         qemu.version()?,
@@ -97,8 +101,7 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
             columns.push(bench.guest(kernel, *variant)?);
         }
     }
-    let names: Vec<_> = tests.iter().map(|test| test.name.clone()).collect();
-    println!("{}", table::render(&names, &columns));
+    println!("{}", table::render(&columns));
     println!(
         "{} guests in {:.1} s",
         columns.len(),
@@ -130,7 +133,7 @@ impl Bench<'_> {
             other => format!("{} {}", kernel.series, other.name()),
         };
         let modules = modules::pack(&kernel.modules)?;
-        let mut manifest = self.manifest(modules.order);
+        let mut manifest = self.manifest(modules.order, kernel, variant);
         variant.apply(&mut manifest);
 
         let mut told = cpio::Archive::default();
@@ -165,9 +168,10 @@ impl Bench<'_> {
         Ok(Column { title, outcome })
     }
 
-    fn manifest(&self, modules: Vec<PathBuf>) -> Manifest {
+    fn manifest(&self, modules: Vec<PathBuf>, kernel: &Kernel, variant: Variant) -> Manifest {
         let environment = [
             ("HOME", "/root"),
+            ("METADATA_PROXY_BINARY", AGENT),
             ("PATH", "/usr/sbin:/usr/bin"),
             ("RUST_BACKTRACE", "1"),
             ("TMPDIR", "/tmp"),
@@ -177,23 +181,56 @@ impl Bench<'_> {
             cgroups: Cgroups::Unified,
             bpffs: true,
             sysctls: BTreeMap::new(),
-            without_capabilities: Vec::new(),
             environment: environment
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
-            tests: self
-                .tests
-                .iter()
-                .map(|test| Test {
-                    name: test.name.clone(),
-                    program: program_path(&test.name).into(),
-                    arguments: std::iter::once("--include-ignored".to_owned())
-                        .chain(self.args.filter.clone())
-                        .collect(),
-                    timeout_seconds: self.args.timeout,
-                })
-                .collect(),
+            tests: self.to_run(kernel, variant),
         }
+    }
+
+    /// What runs on this kernel under this condition.
+    fn to_run(&self, kernel: &Kernel, variant: Variant) -> Vec<Test> {
+        let of = |role: Role| self.tests.iter().filter(move |test| test.role == role);
+        if variant == Variant::Capabilities {
+            let mut tests = Vec::new();
+            for capability in &CAPABILITIES {
+                tests.extend(of(Role::Privileges).map(|program| Test {
+                    name: format!("without-cap-{}", capability.name),
+                    without_capabilities: vec![capability.number],
+                    ..self.test(program)
+                }));
+            }
+            return tests;
+        }
+        let rest = if kernel.has_namespace_cookies() {
+            Role::Suite
+        } else {
+            Role::OldKernel
+        };
+        [Role::Given, Role::Guest, rest]
+            .into_iter()
+            .flat_map(of)
+            .map(|program| self.test(program))
+            .collect()
+    }
+
+    fn test(&self, program: &TestProgram) -> Test {
+        Test {
+            name: program.name.clone(),
+            program: program_path(&program.name).into(),
+            arguments: self.arguments(program),
+            timeout_seconds: self.args.timeout,
+            without_capabilities: Vec::new(),
+        }
+    }
+
+    /// libtest's arguments. What is for guests only is ignored elsewhere.
+    fn arguments(&self, test: &TestProgram) -> Vec<String> {
+        let ignored = (test.role != Role::Given).then(|| "--include-ignored".to_owned());
+        ignored
+            .into_iter()
+            .chain(self.args.filter.clone())
+            .collect()
     }
 
     /// Shows the console of a guest that failed, unless it was shown already.
@@ -222,13 +259,13 @@ impl Bench<'_> {
 }
 
 fn program_path(name: &str) -> String {
-    format!("/tests/{name}")
+    format!("/tests/deps/{name}")
 }
 
 /// The test programs asked for, or those of the workspace.
-fn programs(workspace: &Path, named: &[PathBuf]) -> anyhow::Result<Vec<TestProgram>> {
+fn programs(named: &[PathBuf]) -> anyhow::Result<Vec<TestProgram>> {
     if named.is_empty() {
-        return suite::tests(workspace, "metadata-proxy-vm-init");
+        return suite::tests();
     }
     named
         .iter()
@@ -238,17 +275,17 @@ fn programs(workspace: &Path, named: &[PathBuf]) -> anyhow::Result<Vec<TestProgr
             Ok(TestProgram {
                 name: name.to_owned(),
                 path: path.clone(),
+                role: Role::Given,
             })
         })
         .collect()
 }
 
-fn base_archive(
-    workspace: &Path,
-    tests: &[TestProgram],
-    scratch: &Path,
-) -> anyhow::Result<Vec<u8>> {
-    let mut payload = Payload::new(&suite::init(workspace)?)?;
+/// What is the same for all guests: PID 1, the agent beside the tests as cargo lays them, and all
+/// they call.
+fn base_archive(agent: &Path, tests: &[TestProgram], scratch: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut payload = Payload::new(&suite::init()?)?;
+    payload.program(AGENT, &payload::stripped(agent, scratch)?)?;
     for test in tests {
         let small = payload::stripped(&test.path, scratch)?;
         payload.program(&program_path(&test.name), &small)?;
@@ -256,8 +293,7 @@ fn base_archive(
     payload.finish()
 }
 
-/// The root of the repository that this xtask was built from.
-fn workspace() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).to_path_buf()
+/// Where downloads are kept; git ignores it.
+fn cache() -> PathBuf {
+    workspace::root().join(".cache/vm")
 }

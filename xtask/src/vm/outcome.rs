@@ -1,5 +1,6 @@
 //! What one guest came to, judged from its console alone.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use metadata_proxy_vm_init::manifest::{Manifest, Test};
@@ -19,6 +20,8 @@ pub(super) struct Outcome {
     pub(super) release: Option<String>,
     /// One for each test that ended, in the order of the manifest.
     pub(super) tests: Vec<TestOutcome>,
+    /// What the guest's tests found out about it, by name.
+    pub(super) facts: BTreeMap<String, String>,
     /// Why the guest as a whole failed, whatever its tests say.
     pub(super) failure: Option<String>,
     /// From the start of QEMU to its end.
@@ -127,8 +130,9 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     fn line(&mut self, line: &str) {
-        // Both mark a fault of the kernel itself, which no test may notice.
-        if line.contains("------------[ cut here ]") || line.contains("] BUG: ") {
+        // Faults of the kernel itself, which no test may notice.
+        let faults = ["------------[ cut here ]", "] BUG: ", "] Kernel panic "];
+        if faults.iter().any(|fault| line.contains(fault)) {
             self.fail(format!("the kernel complains: {line}"));
         }
         match Report::parse(line) {
@@ -164,6 +168,9 @@ impl Watch<'_> {
                     functions,
                 });
                 self.wait(BETWEEN, "next test, or the final line");
+            }
+            Report::Fact { name, value } => {
+                self.outcome.facts.insert(name, value);
             }
             Report::Done { passed, failed } => self.finish(passed, failed),
             Report::Broken { why } => {
@@ -205,8 +212,6 @@ impl Watch<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use metadata_proxy_vm_init::manifest::Cgroups;
 
     use super::*;
@@ -217,7 +222,6 @@ mod tests {
             cgroups: Cgroups::Unified,
             bpffs: true,
             sysctls: BTreeMap::new(),
-            without_capabilities: Vec::new(),
             environment: BTreeMap::new(),
             tests: tests
                 .iter()
@@ -226,6 +230,7 @@ mod tests {
                     program: format!("/tests/{name}").into(),
                     arguments: Vec::new(),
                     timeout_seconds: 1,
+                    without_capabilities: Vec::new(),
                 })
                 .collect(),
         }

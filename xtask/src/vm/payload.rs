@@ -13,7 +13,7 @@ use super::command;
 use super::cpio::Archive;
 
 /// Programs of this machine that the tests call, and the packages that have them.
-const TOOLS: [(&str, &str); 23] = [
+const TOOLS: [(&str, &str); 25] = [
     ("bpftool", "bpftool"),
     ("busybox", "busybox-static"),
     ("cat", "coreutils"),
@@ -27,6 +27,8 @@ const TOOLS: [(&str, &str); 23] = [
     ("iptables-restore", "iptables"),
     ("iptables-save", "iptables"),
     ("ip6tables", "iptables"),
+    ("ip6tables-restore", "iptables"),
+    ("ip6tables-save", "iptables"),
     ("ls", "coreutils"),
     ("mount", "mount"),
     ("nsenter", "util-linux"),

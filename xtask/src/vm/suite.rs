@@ -1,12 +1,12 @@
 //! What is run in every guest: test programs built by cargo, as on this machine.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use super::command;
+use crate::workspace;
 
 /// PID 1 is linked statically, so that it runs whatever else is in the initramfs.
 const STATIC: &str = "-C target-feature=+crt-static";
@@ -18,62 +18,75 @@ pub(super) struct TestProgram {
     /// Its name in the tables.
     pub(super) name: String,
     pub(super) path: PathBuf,
+    pub(super) role: Role,
 }
 
+/// Where and how a test program is run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Role {
+    /// In every guest, first: whether the guest has what the others need.
+    Guest,
+    /// Where the kernel is too old for the agent.
+    OldKernel,
+    /// Once for each capability, without it.
+    Privileges,
+    /// As on the host.
+    Suite,
+    /// Named by the user.
+    Given,
+}
+
+/// The crate of PID 1, whose tests are those of the guest.
+const GUEST: &str = "metadata-proxy-vm-init";
+/// The crates whose tests run on the host as well.
+const SUITES: [&str; 2] = ["metadata-proxy", "metadata-proxy-tests"];
+/// Tests of theirs that are not about the kernel, and would take minutes in each guest: cloud-init
+/// needs a whole system around it (`vm-guest` boots one), the fixtures are what `guest` is here, and
+/// the others compare words or, beside haproxy, measure.
+const NOT_FOR_GUESTS: [&str; 4] = ["cloud_init", "fixtures", "neutron_", "standin"];
+
 /// Builds PID 1.
-pub(super) fn init(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let programs = build(
-        workspace,
-        &["build", "--release", "-p", "metadata-proxy-vm-init"],
-        "bin",
-        true,
-    )?;
+pub(super) fn init() -> anyhow::Result<PathBuf> {
+    let programs = build(&["build", "--release", "--package", GUEST], "bin", true)?;
     let [init] = programs.as_slice() else {
         bail!("cargo built {programs:?} for PID 1")
     };
     Ok(init.path.clone())
 }
 
-/// Builds the agent.
-pub(super) fn agent(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let arguments = [
-        "build",
-        "--release",
-        "-p",
-        "metadata-proxy",
-        "--bin",
-        "metadata-proxy",
-    ];
-    let programs = build(workspace, &arguments, "bin", false)?;
-    let [agent] = programs.as_slice() else {
-        bail!("cargo built {programs:?} for the agent")
-    };
-    Ok(agent.path.clone())
-}
-
-/// Builds the integration tests of `package`.
-pub(super) fn tests(workspace: &Path, package: &str) -> anyhow::Result<Vec<TestProgram>> {
-    build(
-        workspace,
-        &["test", "--no-run", "-p", package, "--test", "*"],
-        "test",
-        false,
-    )
+/// Builds the tests: first those of the guest, then those of the agent.
+pub(super) fn tests() -> anyhow::Result<Vec<TestProgram>> {
+    let mut all = Vec::new();
+    for package in std::iter::once(GUEST).chain(SUITES) {
+        let arguments = ["test", "--no-run", "--package", package, "--test", "*"];
+        let mut found = build(&arguments, "test", false)?;
+        found.retain(|test| {
+            !NOT_FOR_GUESTS
+                .iter()
+                .any(|name| test.name.starts_with(name))
+        });
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        for test in &mut found {
+            test.role = match (package, test.name.as_str()) {
+                (GUEST, "guest") => Role::Guest,
+                (GUEST, "old_kernel") => Role::OldKernel,
+                (GUEST, "privileges") => Role::Privileges,
+                (GUEST, "facts") | ("metadata-proxy" | "metadata-proxy-tests", _) => Role::Suite,
+                (_, other) => bail!("{other} is a test of {package} that no guest would run"),
+            };
+        }
+        all.extend(found);
+    }
+    Ok(all)
 }
 
 /// Builds, and lists the executables of `kind` that came of it.
-fn build(
-    workspace: &Path,
-    arguments: &[&str],
-    kind: &str,
-    is_static: bool,
-) -> anyhow::Result<Vec<TestProgram>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = Command::new(cargo);
+fn build(arguments: &[&str], kind: &str, is_static: bool) -> anyhow::Result<Vec<TestProgram>> {
+    let (verb, rest) = arguments.split_first().context("cargo needs a verb")?;
+    let mut cargo = workspace::cargo(verb);
     cargo
-        .args(arguments)
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(workspace);
+        .args(rest)
+        .args(["--message-format", "json-render-diagnostics"]);
     if is_static {
         // With a target named, the flags are not for build scripts and macros.
         cargo.args(["--target", TARGET]).env("RUSTFLAGS", STATIC);
@@ -92,6 +105,7 @@ fn build(
             programs.push(TestProgram {
                 name: name.to_owned(),
                 path: PathBuf::from(path),
+                role: Role::Given,
             });
         }
     }

@@ -1,58 +1,76 @@
-//! The results of all guests: test × kernel, with times.
+//! The results of all guests: test × guest, with times.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use comfy_table::{Table, presets};
 
 use super::outcome::{Outcome, TestOutcome};
 
-/// One guest's column.
+/// One guest's results.
 pub(super) struct Column {
     /// The kernel's series, and the variant when it is not the plain one.
     pub(super) title: String,
     pub(super) outcome: Outcome,
 }
 
-/// Lays the results out, tests as rows.
-pub(super) fn render(tests: &[String], columns: &[Column]) -> String {
+/// Lays the results out: what there is more of, guests or tests, goes down.
+pub(super) fn render(columns: &[Column]) -> String {
+    let mut tests: Vec<&str> = Vec::new();
+    for test in columns.iter().flat_map(|column| &column.outcome.tests) {
+        if !tests.contains(&test.name.as_str()) {
+            tests.push(&test.name);
+        }
+    }
+    let facts: BTreeSet<&String> = columns
+        .iter()
+        .flat_map(|column| column.outcome.facts.keys())
+        .collect();
+    let mut lines = vec![vec![String::new()], vec!["kernel".to_owned()]];
+    lines.extend(facts.iter().map(|fact| vec![(*fact).clone()]));
+    lines.extend(tests.iter().map(|test| vec![(*test).to_owned()]));
+    lines.push(vec!["boot".to_owned()]);
+    lines.push(vec!["verdict".to_owned()]);
+    for column in columns {
+        let outcome = &column.outcome;
+        let of = |test: &str| outcome.tests.iter().find(|outcome| outcome.name == test);
+        let mut cells = vec![column.title.clone()];
+        cells.push(outcome.release.clone().unwrap_or_else(|| "-".to_owned()));
+        let fact = |name: &&String| outcome.facts.get(*name).map_or("-", String::as_str);
+        cells.extend(facts.iter().map(|name| fact(name).to_owned()));
+        cells.extend(
+            tests
+                .iter()
+                .map(|test| of(test).map_or_else(|| "-".to_owned(), cell)),
+        );
+        cells.push(seconds(outcome.boot));
+        let verdict = if outcome.passed() { "passed" } else { "FAILED" };
+        cells.push(format!("{verdict} {}", seconds(outcome.took)));
+        for (line, cell) in lines.iter_mut().zip(cells) {
+            line.push(cell);
+        }
+    }
+    if columns.len() > tests.len() {
+        lines = transposed(&lines);
+    }
+    let mut lines = lines.into_iter();
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    let row = |name: &str, cell: &dyn Fn(&Column) -> String| {
-        let mut row = vec![name.to_owned()];
-        row.extend(columns.iter().map(cell));
-        row
-    };
-    table.set_header(row("", &|column| column.title.clone()));
-    table.add_row(row("kernel", &|column| {
-        column
-            .outcome
-            .release
-            .clone()
-            .unwrap_or_else(|| "-".to_owned())
-    }));
-    for test in tests {
-        table.add_row(row(test, &|column| {
-            let found = column
-                .outcome
-                .tests
-                .iter()
-                .find(|outcome| outcome.name == *test);
-            found.map_or_else(|| "-".to_owned(), cell)
-        }));
-    }
-    table.add_row(row("guest", &|column| {
-        let verdict = if column.outcome.passed() {
-            "passed"
-        } else {
-            "FAILED"
-        };
-        format!(
-            "{verdict} {} (boot {})",
-            seconds(column.outcome.took),
-            seconds(column.outcome.boot)
-        )
-    }));
+    table.set_header(lines.next().unwrap_or_default());
+    table.add_rows(lines);
     table.to_string()
+}
+
+fn transposed(lines: &[Vec<String>]) -> Vec<Vec<String>> {
+    let width = lines.first().map_or(0, Vec::len);
+    (0..width)
+        .map(|index| {
+            lines
+                .iter()
+                .filter_map(|line| line.get(index).cloned())
+                .collect()
+        })
+        .collect()
 }
 
 fn cell(test: &TestOutcome) -> String {
@@ -64,4 +82,72 @@ fn cell(test: &TestOutcome) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::outcome::Functions;
+
+    #[test]
+    fn every_guest_and_every_test_is_in_the_table() {
+        let guest = |title: &str, tests: &[(&str, bool)]| Column {
+            title: title.to_owned(),
+            outcome: Outcome {
+                release: Some(format!("{title}.0")),
+                tests: tests
+                    .iter()
+                    .map(|(name, passed)| TestOutcome {
+                        name: (*name).to_owned(),
+                        passed: *passed,
+                        took: Duration::from_millis(1500),
+                        functions: Functions {
+                            passed: 3,
+                            ..Functions::default()
+                        },
+                    })
+                    .collect(),
+                ..Outcome::default()
+            },
+        };
+        let old = guest("5.10", &[("refusal", true)]);
+        let new = guest("6.1", &[("suite", false), ("agent", true)]);
+        for columns in [vec![old], vec![new]] {
+            let table = render(&columns);
+            for test in &columns[0].outcome.tests {
+                assert!(table.contains(&test.name), "{table}");
+            }
+            assert!(table.contains(&columns[0].title), "{table}");
+        }
+        let table = render(&[
+            guest("5.10", &[("refusal", true)]),
+            guest("6.1", &[("suite", false), ("agent", true)]),
+        ]);
+        assert!(table.contains("FAILED 3/3 1.5 s"), "{table}");
+        assert!(table.contains("ok 3/3 1.5 s"), "{table}");
+        assert!(
+            table.contains("refusal") && table.contains("suite"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn a_fact_stands_in_the_line_of_its_guest() {
+        let told = |engine: &str| Column {
+            title: engine.to_owned(),
+            outcome: Outcome {
+                facts: [("engine".to_owned(), format!("by {engine}"))].into(),
+                ..Outcome::default()
+            },
+        };
+        let table = render(&[told("tcx"), told("clsact")]);
+        for engine in ["tcx", "clsact"] {
+            let line = table
+                .lines()
+                .find(|line| line.contains(&format!("by {engine}")));
+            let line = line.expect("a line of the guest");
+            assert!(line.starts_with(&format!("│ {engine} ")), "{table}");
+        }
+        assert!(table.contains("engine"), "{table}");
+    }
 }

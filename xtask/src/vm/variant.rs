@@ -18,19 +18,20 @@ pub(super) enum Variant {
     HybridCgroups,
     /// Nothing at `/sys/fs/bpf`.
     NoBpffs,
-    /// Tests without one capability.
-    Without(Capability),
+    /// The agent without one capability after the other, all in one guest.
+    Capabilities,
 }
 
 /// A capability that some part of the agent may need.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct Capability {
-    name: &'static str,
-    /// Its number in `linux/capability.h`.
-    number: u32,
+    /// Its name in `linux/capability.h`, without `CAP_`.
+    pub(super) name: &'static str,
+    /// Its number there.
+    pub(super) number: u32,
 }
 
-const CAPABILITIES: [Capability; 9] = [
+/// Those that the agent needs and those that one might think it needs.
+pub(super) const CAPABILITIES: [Capability; 9] = [
     Capability {
         name: "dac-override",
         number: 1,
@@ -69,27 +70,24 @@ const CAPABILITIES: [Capability; 9] = [
     },
 ];
 
-impl Variant {
-    /// All but the plain one.
-    pub(super) fn all() -> Vec<Self> {
-        let mut all = vec![
-            Self::JitHarden,
-            Self::UnprivilegedBpfOff,
-            Self::HybridCgroups,
-            Self::NoBpffs,
-        ];
-        all.extend(CAPABILITIES.map(Self::Without));
-        all
-    }
+/// All but the plain one.
+const ALL: [Variant; 5] = [
+    Variant::JitHarden,
+    Variant::UnprivilegedBpfOff,
+    Variant::HybridCgroups,
+    Variant::NoBpffs,
+    Variant::Capabilities,
+];
 
-    pub(super) fn name(self) -> String {
+impl Variant {
+    pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Plain => "plain".to_owned(),
-            Self::JitHarden => "jit-harden".to_owned(),
-            Self::UnprivilegedBpfOff => "unprivileged-bpf-off".to_owned(),
-            Self::HybridCgroups => "hybrid-cgroups".to_owned(),
-            Self::NoBpffs => "no-bpffs".to_owned(),
-            Self::Without(capability) => format!("without-cap-{}", capability.name),
+            Self::Plain => "plain",
+            Self::JitHarden => "jit-harden",
+            Self::UnprivilegedBpfOff => "unprivileged-bpf-off",
+            Self::HybridCgroups => "hybrid-cgroups",
+            Self::NoBpffs => "no-bpffs",
+            Self::Capabilities => "capabilities",
         }
     }
 
@@ -98,18 +96,16 @@ impl Variant {
         let mut chosen = Vec::new();
         for name in names {
             if name == "all" {
-                chosen.extend(Self::all());
+                chosen.extend(ALL);
                 continue;
             }
-            let mut known = Self::all();
-            known.push(Self::Plain);
-            let found = known.iter().find(|variant| variant.name() == *name);
-            chosen.push(*found.with_context(|| {
-                let names: Vec<_> = known.iter().map(|variant| variant.name()).collect();
-                format!(
-                    "there is no variant {name}; known are all, {}",
-                    names.join(", ")
-                )
+            let found = ALL
+                .into_iter()
+                .chain([Self::Plain])
+                .find(|known| known.name() == name);
+            chosen.push(found.with_context(|| {
+                let names = ALL.map(Self::name).join(", ");
+                format!("there is no variant {name}; known are all, plain, {names}")
             })?);
         }
         Ok(chosen)
@@ -117,21 +113,22 @@ impl Variant {
 
     /// Changes a plain guest's manifest.
     pub(super) fn apply(self, manifest: &mut Manifest) {
-        manifest
-            .environment
-            .insert("METADATA_PROXY_VM_VARIANT".to_owned(), self.name());
+        manifest.environment.insert(
+            "METADATA_PROXY_VM_VARIANT".to_owned(),
+            self.name().to_owned(),
+        );
         let mut sysctl = |name: &str, value: &str| {
             manifest
                 .sysctls
                 .insert(PathBuf::from(name), value.to_owned());
         };
         match self {
-            Self::Plain => {}
+            // The tests run without capabilities, the guest has them all.
+            Self::Plain | Self::Capabilities => {}
             Self::JitHarden => sysctl("net/core/bpf_jit_harden", "2"),
             Self::UnprivilegedBpfOff => sysctl("kernel/unprivileged_bpf_disabled", "1"),
             Self::HybridCgroups => manifest.cgroups = Cgroups::Hybrid,
             Self::NoBpffs => manifest.bpffs = false,
-            Self::Without(capability) => manifest.without_capabilities.push(capability.number),
         }
     }
 }
@@ -142,16 +139,13 @@ mod tests {
 
     #[test]
     fn every_variant_is_found_by_its_name_and_all_names_them_all() {
-        for variant in Variant::all() {
+        for variant in ALL {
             assert_eq!(
-                Variant::parse(&[variant.name()]).expect("a known name"),
+                Variant::parse(&[variant.name().into()]).expect("known"),
                 [variant]
             );
         }
-        assert_eq!(
-            Variant::parse(&["all".into()]).expect("all"),
-            Variant::all()
-        );
+        assert_eq!(Variant::parse(&["all".into()]).expect("all"), ALL);
         assert!(Variant::parse(&["lockdown".into()]).is_err());
     }
 }

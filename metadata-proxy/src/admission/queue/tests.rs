@@ -195,40 +195,71 @@ fn a_higher_bound_lets_those_who_wait_go_on() {
     assert_eq!(woken, [true, true, false]);
 }
 
-#[test]
-fn a_burst_opens_the_bound_as_far_as_connects_succeed() {
+#[tokio::test]
+async fn who_was_refused_is_next_when_a_connection_ends() {
     let policy = BoundPolicy::Adaptive {
         ceiling: NonZeroU32::new(64).unwrap(),
     };
     let queue = Queue::new(policy, WIDE);
-    let mut permits = Vec::new();
-    let mut waiting = Vec::new();
-    for number in 0..20 {
-        let mut one = Guest::new(&queue, 1, number);
-        match one.poll() {
-            Poll::Ready(outcome) => permits.push(outcome.unwrap()),
-            Poll::Pending => waiting.push(one),
-        }
+    let mut open: Vec<Permit> = (0..5).map(|_| queue.try_acquire().unwrap()).collect();
+    open.iter_mut().for_each(Permit::opened);
+    let mut refused = queue.try_acquire().unwrap();
+    let retried = tokio::spawn(async move {
+        refused.refused(soon()).await;
+        refused.opened();
+        refused
+    });
+    while queue.snapshot().in_flight > 5 {
+        tokio::task::yield_now().await;
     }
-    assert_eq!((permits.len(), waiting.len()), (6, 14));
-    // An agent that takes seven.
-    let mut at = 0;
-    while at < permits.len() {
-        if at < 7 {
-            permits[at].opened();
-            let (woken, still): (Vec<_>, Vec<_>) = waiting.into_iter().partition(Guest::was_woken);
-            permits.extend(woken.into_iter().map(|mut one| granted(one.poll())));
-            waiting = still;
-        } else {
-            permits[at].refused();
-        }
-        at += 1;
-    }
+    assert!(queue.try_acquire().is_none(), "nobody overtakes it");
+    let mut other = Guest::new(&queue, 1, 1);
+    assert!(other.poll().is_pending());
+    drop(open.pop());
+    assert!(!other.was_woken());
+    open.push(retried.await.unwrap());
     let snapshot = queue.snapshot();
     assert_eq!(
         (snapshot.bound, snapshot.connected, snapshot.backlog_full),
-        (7, 7, 1)
+        (5, 5, 1)
     );
+    assert_eq!(snapshot.waiting, 1, "the agent takes five and has five");
+    drop(open.pop());
+    drop(granted(other.poll()));
+}
+
+#[tokio::test]
+async fn who_was_refused_tries_again_in_time_without_being_called() {
+    let queue = Queue::new(fixed(1), WIDE);
+    let mut refused = queue.try_acquire().unwrap();
+    refused
+        .refused(time::Instant::now() + Duration::from_millis(5))
+        .await;
+    assert_eq!(queue.snapshot().in_flight, 1);
+    refused.opened();
+    drop(refused);
+    assert_eq!(queue.snapshot().in_flight, 0);
+    drop(queue.try_acquire().unwrap());
+}
+
+#[test]
+fn who_was_refused_and_hangs_up_lets_the_others_go_on() {
+    let queue = Queue::new(fixed(2), WIDE);
+    let mut refused = queue.try_acquire().unwrap();
+    let mut other = Guest::new(&queue, 1, 1);
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let _ = runtime
+            .block_on(async { time::timeout(Duration::ZERO, refused.refused(soon())).await });
+    }
+    assert!(other.poll().is_pending());
+    drop(refused);
+    assert!(other.was_woken());
+    drop(granted(other.poll()));
+    assert_eq!(queue.snapshot().in_flight, 0);
 }
 
 #[tokio::test]

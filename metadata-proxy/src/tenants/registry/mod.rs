@@ -187,10 +187,11 @@ impl Registry {
                 self.dirty.insert(netns);
             }
             Command::Audit => self.audit(),
-            Command::Settled => {
+            Command::Settled(done) => {
                 if let Some(settled) = self.on_settled.take() {
                     settled(&self.cookies());
                 }
+                let _ = done.send(());
             }
             Command::Reconfigure(settings) => self.reconfigure(settings),
             Command::List(reply) => {

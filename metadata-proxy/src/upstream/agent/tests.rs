@@ -49,7 +49,12 @@ impl Place {
 async fn ask(upstream: &Upstream, request: Outgoing) -> Result<(u16, String), UpstreamError> {
     let mut spent = Spent::default();
     let answer = upstream
-        .ask(&request, Timeouts::default(), &mut spent)
+        .ask(
+            &request,
+            Timeouts::default(),
+            &mut spent,
+            std::future::pending(),
+        )
         .await?;
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await?.to_bytes();
@@ -74,8 +79,8 @@ async fn the_agent_reads_the_whole_request_at_once_with_the_tag_first() {
     assert_eq!(
         seen,
         "POST /openstack/latest/password HTTP/1.1\r\n\
-         x-neutron-router-id: 00000000-0000-0000-0000-000000000001\r\n\
-         x-forwarded-for: 0.0.0.1\r\nhost: 169.254.169.254\r\ncontent-length: 6\r\n\
+         X-Neutron-Router-ID: 00000000-0000-0000-0000-000000000001\r\n\
+         X-Forwarded-For: 0.0.0.1\r\nhost: 169.254.169.254\r\ncontent-length: 6\r\n\
          connection: close\r\n\r\nsecret"
     );
 }
@@ -243,7 +248,7 @@ async fn a_slow_agent_is_a_gateway_timeout() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -264,7 +269,7 @@ async fn an_absent_agent_is_waited_for_until_the_deadline() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -302,7 +307,7 @@ async fn a_request_whose_turn_does_not_come_is_refused_and_its_time_told() {
     let mut spent = Spent::default();
     let outgoing = request(Method::GET, "/", b"");
     let error = upstream
-        .ask(&outgoing, timeouts, &mut spent)
+        .ask(&outgoing, timeouts, &mut spent, std::future::pending())
         .await
         .err()
         .unwrap();
@@ -364,7 +369,12 @@ async fn a_long_answer_holds_its_place_until_it_was_passed_on() {
     let upstream = place.agent();
     let outgoing = request(Method::GET, "/", b"");
     let answer = upstream
-        .ask(&outgoing, Timeouts::default(), &mut Spent::default())
+        .ask(
+            &outgoing,
+            Timeouts::default(),
+            &mut Spent::default(),
+            std::future::pending(),
+        )
         .await
         .unwrap();
     assert!(matches!(answer.body(), AnswerBody::Streaming(_)));

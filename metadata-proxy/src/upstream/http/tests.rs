@@ -29,7 +29,12 @@ fn keeping(endpoint: SocketAddr) -> Upstream {
 async fn ask(upstream: &Upstream, method: Method) -> Result<(u16, usize), UpstreamError> {
     let outgoing = request(method, "/", b"");
     let answer = upstream
-        .ask(&outgoing, Timeouts::default(), &mut Spent::default())
+        .ask(
+            &outgoing,
+            Timeouts::default(),
+            &mut Spent::default(),
+            std::future::pending(),
+        )
         .await?;
     let status = answer.status().as_u16();
     Ok((status, answer.into_body().collect().await?.to_bytes().len()))

@@ -14,7 +14,7 @@ use crate::vm::command;
 
 const MIRROR: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "cloud-init",
     "curl",
     "dbus",
@@ -28,6 +28,7 @@ const PACKAGES: [&str; 13] = [
     "openssh-server",
     // debootstrap does not find a package by what it provides, and python3-cryptography needs it.
     "python3-cffi-backend",
+    "systemd-resolved",
     "systemd-sysv",
     "udev",
 ];
@@ -37,9 +38,9 @@ const FILES: [(&str, &str); 4] = [
     (
         "etc/cloud/cloud.cfg.d/90_image.cfg",
         "ssh_genkeytypes: [ed25519]\n\
-         locale: false\n\
+         locale: C.UTF-8\n\
          datasource:\n  OpenStack:\n    metadata_urls:\n      - http://169.254.169.254\n      \
-         - http://[fe80::a9fe:a9fe%25eth0]\n",
+         - http://[fe80::a9fe:a9fe%eth0]\n",
     ),
     // Where there is no IPv4, a guest need not wait the usual minute for an address.
     (

@@ -9,6 +9,7 @@ mod console;
 mod image;
 mod namespace;
 mod plant;
+mod sandbox;
 mod scenario;
 mod tools;
 
@@ -26,6 +27,7 @@ use self::plant::Plant;
 use self::scenario::{Guest, Scenario};
 use self::tools::Tools;
 use super::qemu::{self, Accel, Machine, Qemu};
+use crate::build::{self, BuildArgs};
 
 const MEMORY_MIB: u32 = 640;
 
@@ -54,11 +56,10 @@ pub(crate) fn run(args: &VmGuestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let scenarios = chosen(&args.scenarios)?;
     qemu::ensure_usable(args.accel)?;
-    let workspace = super::workspace();
-    let cache = workspace.join(".cache/vm");
+    let cache = super::cache();
     let agent = match &args.agent {
         Some(agent) => agent.clone(),
-        None => super::suite::agent(&workspace)?,
+        None => build::build(BuildArgs::default())?.agent,
     };
     let tools = Tools::fetch(&cache)?;
     let bench = Bench {
@@ -68,6 +69,7 @@ pub(crate) fn run(args: &VmGuestArgs) -> anyhow::Result<()> {
         image: Image::ensure(&cache, &tools)?,
         tools,
         logs: cache.join("logs"),
+        scratch: sandbox::enter()?,
     };
     fs::create_dir_all(&bench.logs).context("creating the folder of logs")?;
     eprintln!(
@@ -111,12 +113,14 @@ struct Bench<'a> {
     image: Image,
     tools: Tools,
     logs: PathBuf,
+    scratch: PathBuf,
 }
 
 impl Bench<'_> {
     /// Boots the guests of one scenario together; gives the names of those that failed.
     fn scenario(&self, scenario: &Scenario) -> anyhow::Result<Vec<&'static str>> {
-        let scratch = tempfile::tempdir().context("creating a folder for a scenario")?;
+        let scratch =
+            tempfile::tempdir_in(&self.scratch).context("creating a folder for a scenario")?;
         let namespaces = scratch.path().join("netns");
         fs::create_dir(&namespaces).context("creating a folder for namespaces")?;
         let agent_log = self.logs.join(format!("guest-{}-agent.log", scenario.name));

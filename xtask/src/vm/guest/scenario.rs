@@ -128,7 +128,7 @@ impl Guest {
         );
         for line in 0..400 {
             // Writing to a String cannot fail.
-            let _ = writeln!(script, "# {line:03} {}", "-".repeat(60));
+            let _ = writeln!(script, "# {} {line:03} {}", self.name, "-".repeat(50));
         }
         script
     }
