@@ -88,7 +88,7 @@ fn shared_sockets_can_be_assigned() -> bool {
 /// Wherever a namespace has a NAT rule for incoming or outgoing packets, as every router of Neutron
 /// has, the kernel takes the assigned listener for an early lookup gone wrong, since it has no peer
 /// whose port could be compared, and drops the assignment: the SYN is answered with a reset. It
-/// spares transparent sockets (`nf_nat_ipv4_local_in` in net/netfilter/nf_nat_proto.c, Linux 5.14).
+/// spares transparent sockets (`nf_nat_ipv4_local_in` in `net/netfilter/nf_nat_proto.c`, Linux 5.14).
 fn be_transparent(socket: &Socket) -> io::Result<()> {
     // One flag for both families, which IPv6 sockets take at this level too.
     match socket.set_ip_transparent_v4(true) {

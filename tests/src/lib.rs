@@ -15,6 +15,7 @@ pub mod footprint;
 pub mod gate;
 pub mod haproxy;
 pub mod http_agent;
+pub mod kept;
 pub mod metadata_agent;
 pub mod mountinfo;
 pub mod netns;

@@ -25,14 +25,28 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os(BINARY_VARIABLE) {
         return Ok(path.into());
     }
+    built("metadata-proxy")
+}
+
+/// Finds the stand-in for haproxy, in the target directory of the running program.
+///
+/// # Errors
+/// It has not been built.
+pub fn stand_in() -> Result<PathBuf> {
+    built("haproxy")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("where is this program?")?;
     // A test is in target/<profile>/deps, xtask in target/<profile>.
     own.ancestors()
         .skip(1)
         .take(2)
-        .map(|directory| directory.join("metadata-proxy"))
+        .map(|directory| directory.join(name))
         .find(|path| path.is_file())
-        .context("metadata-proxy has not been built; run the tests with `cargo xtask test`")
+        .with_context(|| {
+            format!("{name} has not been built; run the tests with `cargo xtask test`")
+        })
 }
 
 /// How the agent is to be started.
@@ -43,8 +57,8 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
-    under: Vec<String>,
     inside: Option<Arc<Netns>>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -56,8 +70,8 @@ impl Builder {
             settings: vec![],
             environment: vec![],
             log_to: None,
-            under: vec![],
             inside: None,
+            under: vec![],
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -178,15 +192,20 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let program = self.under.first().map_or_else(|| binary.clone(), PathBuf::from);
+        let (program, arguments) = match self.under.split_first() {
+            None => (binary.clone(), vec![]),
+            Some((program, arguments)) => {
+                let mut arguments = arguments.to_vec();
+                arguments.push(binary.display().to_string());
+                (PathBuf::from(program), arguments)
+            }
+        };
         let mut command = match &self.inside {
             Some(netns) => netns.command(&program)?,
             None => Command::new(&program),
         };
-        if let Some((_, arguments)) = self.under.split_first() {
-            command.args(arguments).arg(&binary);
-        }
         command
+            .args(arguments)
             .arg("run")
             .arg("--config")
             .arg(&configuration)

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use uuid::Uuid;
 
-pub use self::builder::{BINARY_VARIABLE, Builder, binary, bpffs_dir, quoted};
+pub use self::builder::{BINARY_VARIABLE, Builder, binary, bpffs_dir, quoted, stand_in};
 use crate::{
     node::Node,
     process::{Running, run},

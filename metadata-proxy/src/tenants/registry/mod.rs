@@ -18,17 +18,19 @@ use std::{
 };
 
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
-use tracing::{debug, warn};
+use tracing::debug;
 
 pub use self::handle::{AddError, Command, RegistryHandle};
 use super::{
-    Backoff, Counters, Declaration, Phase, Provider, Service, Settings, life::Life, place::Place,
+    Backoff, Counters, Declaration, Phase, Provider, Service, Settings,
+    life::Life,
+    place::{self, Place},
 };
 use crate::{
     admin::api::TenantStatus,
     identity::Tenant,
     kernel::{Engine, Kernel, NetnsCookie},
-    netns::{Netns, NetnsId, NetnsThread},
+    netns::{NetnsId, NetnsThread},
     node::workers::Workers,
 };
 
@@ -248,23 +250,16 @@ impl Registry {
             let Some(served) = &mut entry.served else {
                 continue;
             };
-            let attachments = std::mem::take(&mut served.place.attachments);
-            let kernel = Arc::clone(&self.kernel);
-            let cookie = served.place.cookie;
-            let detach = move || {
-                for attachment in attachments.values() {
-                    if let Err(error) = kernel.detach(cookie, attachment) {
-                        warn!(%error, "left steer attached");
-                    }
-                }
-            };
-            match Netns::of_socket(&served.handle) {
-                Ok(netns) => {
-                    if let Err(error) = self.netns.run(netns, detach).await {
-                        warn!(%error, "cannot detach before draining");
-                    }
-                }
-                Err(error) => warn!(%error, "cannot detach before draining"),
+            let place = std::mem::replace(&mut served.place, Place::empty());
+            let detached = serving::inside(
+                &self.netns,
+                &self.kernel,
+                &served.handle,
+                place,
+                place::detach,
+            );
+            if let Some(place) = detached.await {
+                served.place = place;
             }
         }
     }
