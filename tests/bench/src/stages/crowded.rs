@@ -43,7 +43,11 @@ struct Plan {
 impl Plan {
     fn of(arguments: &Arguments) -> Self {
         let up_to = |sizes: &[usize]| {
-            sizes.iter().copied().filter(|size| *size <= arguments.tenants).collect()
+            sizes
+                .iter()
+                .copied()
+                .filter(|size| *size <= arguments.tenants)
+                .collect()
         };
         if arguments.quick {
             Self {
