@@ -34,18 +34,18 @@ struct Plan {
 }
 
 impl Plan {
-    const fn of(arguments: &Arguments) -> Self {
+    fn of(arguments: &Arguments) -> Self {
         if arguments.quick {
             Self {
-                repeats: 3,
+                repeats: arguments.repeats.min(3),
                 half_repeats: 1,
                 warm_up: Duration::from_millis(150),
                 window: Duration::from_millis(800),
             }
         } else {
             Self {
-                repeats: 7,
-                half_repeats: 3,
+                repeats: arguments.repeats,
+                half_repeats: arguments.repeats.min(3),
                 warm_up: Duration::from_millis(300),
                 window: Duration::from_millis(2500),
             }

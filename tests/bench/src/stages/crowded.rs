@@ -31,7 +31,7 @@ const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
 struct Plan {
-    sizes: &'static [usize],
+    sizes: Vec<usize>,
     /// haproxies, at most: a thousand take 3.5 GB.
     theirs: usize,
     starts: usize,
@@ -41,10 +41,17 @@ struct Plan {
 }
 
 impl Plan {
-    const fn of(arguments: &Arguments) -> Self {
+    fn of(arguments: &Arguments) -> Self {
+        let up_to = |sizes: &[usize]| {
+            sizes
+                .iter()
+                .copied()
+                .filter(|size| *size <= arguments.tenants)
+                .collect()
+        };
         if arguments.quick {
             Self {
-                sizes: &[10, 200],
+                sizes: up_to(&[10, 200]),
                 theirs: 50,
                 starts: 1,
                 newcomers: 20,
@@ -53,9 +60,9 @@ impl Plan {
             }
         } else {
             Self {
-                sizes: &[10, 100, 1000, 5000],
+                sizes: up_to(&[10, 100, 1000, 5000]),
                 theirs: 1000,
-                starts: 3,
+                starts: arguments.repeats.min(3),
                 newcomers: 100,
                 idle: Duration::from_secs(60),
                 window: Duration::from_secs(3),
