@@ -229,8 +229,7 @@ impl Socket<'_> {
     /// Whether segments of its tuple belong to it: open or opening, neither listening nor past.
     #[inline(always)]
     pub(crate) fn is_of_a_connection(&self) -> bool {
-        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
-        let state = unsafe { (*self.sock.as_ptr()).state };
+        let state = self.state();
         state != TCP_LISTEN && state != TCP_TIME_WAIT
     }
 
@@ -239,12 +238,15 @@ impl Socket<'_> {
     /// is bound to its device does not (`listener::free_port` in the agent saw to that).
     #[inline(always)]
     pub(crate) fn is_in_the_way(&self, is_v4: bool) -> bool {
-        // SAFETY: the reference is held, and both may be read of every kind of socket.
-        let (state, device) = unsafe {
-            let sock = self.sock.as_ptr();
-            ((*sock).state, (*sock).bound_dev_if)
-        };
-        state == TCP_TIME_WAIT && !(is_v4 && device != 0)
+        // SAFETY: the reference is held, and the device may be read of every kind of socket.
+        let device = unsafe { (*self.sock.as_ptr()).bound_dev_if };
+        self.state() == TCP_TIME_WAIT && !(is_v4 && device != 0)
+    }
+
+    #[inline(always)]
+    fn state(&self) -> u32 {
+        // SAFETY: the reference is held, and `state` may be read of every kind of socket.
+        unsafe { (*self.sock.as_ptr()).state }
     }
 
     /// Whether it is a listening socket.

@@ -48,9 +48,11 @@ fn steer_segment(
         if socket.is_of_a_connection() {
             return assign(ctx, &socket, Outcome::SteeredEstablished);
         }
-        // Left to the kernel, it is acknowledged, which makes the guest reset it: the next SYN, a
-        // second later, finds nothing in its way.
-        if socket.is_in_the_way(tuple.is_v4()) {
+        // A guest uses a port again whose last connection lingers in TIME_WAIT. Given to the
+        // listener, the kernel drops the SYN as a duplicate (since 6.10, inet_ehash_insert). Passed
+        // on, it meets the old socket, whose ACK the guest resets, which ends it: the guest's next
+        // SYN, a second later, is steered.
+        if tcp.is_syn() && socket.is_in_the_way(tuple.is_v4()) {
             return Outcome::PassedStray;
         }
     }

@@ -60,6 +60,9 @@ fn files(agent: &Agent) -> usize {
         .count()
 }
 
+/// Connections to the admin socket that may be open while files are counted.
+const QUESTIONS: usize = 4;
+
 #[test]
 fn a_tenant_costs_no_more_memory_and_files_than_budgeted() {
     let node = Node::new().unwrap();
@@ -87,8 +90,9 @@ fn a_tenant_costs_no_more_memory_and_files_than_budgeted() {
     let files = many.1 - few.1;
     println!("a tenant: {memory} bytes, {} files", files / (MANY - FEW));
     assert!(memory <= MEMORY_PER_TENANT, "{memory} bytes a tenant");
+    // A connection of the test's own questions may be open at either count.
     assert!(
-        files <= FILES_PER_TENANT * (MANY - FEW),
+        files <= FILES_PER_TENANT * (MANY - FEW) + QUESTIONS,
         "{files} files for {}",
         MANY - FEW
     );

@@ -62,6 +62,11 @@ impl<W: Write + Send + 'static> Lines<W> {
         Ok(lines)
     }
 
+    /// Takes one line.
+    pub(super) fn add(&self, line: &[u8]) {
+        self.0.add(line);
+    }
+
     /// Writes what is pending.
     pub(super) fn flush(&self) {
         self.0.flush();

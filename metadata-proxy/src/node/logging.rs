@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 use super::lines::Lines;
-use crate::config::{LogConfig, LogFormat};
+use crate::{
+    access::line::{self, Style},
+    config::{LogConfig, LogFormat},
+};
 
 /// Writes what is left when it is dropped.
 pub(super) struct Logging(Lines);
@@ -37,5 +40,12 @@ pub(super) fn start(config: &LogConfig) -> anyhow::Result<Logging> {
         LogFormat::Text => lines.try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))?;
+    let style = match config.format {
+        LogFormat::Json => Style::Json,
+        LogFormat::Text if is_journal => Style::TextWithoutTime,
+        LogFormat::Text => Style::Text,
+    };
+    let access = writer.clone();
+    line::start(style, move |line| access.add(line));
     Ok(Logging(writer))
 }
