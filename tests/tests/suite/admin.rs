@@ -162,19 +162,8 @@ fn a_tenant_is_added_by_process_and_goes_with_it() {
     stage.agent.wait_gone(tenant.kind, tenant.id).unwrap();
 }
 
-#[test]
-fn a_namespace_added_by_hand_is_not_kept_alive() {
-    let stage = Stage::new();
-    let tenant = TenantFixture::builder(Kind::Router)
-        .name("by-hand")
-        .build(&stage.node)
-        .unwrap();
-    let id = tenant.id.to_string();
-    let add = [
-        "tenants", "add", "--kind", "router", "--id", &id, "--netns", "by-hand",
-    ];
-    assert_exit(&stage.agent, &add, 0);
-    stage.agent.wait_served(&tenant).unwrap();
+/// Adds a tenant by hand and deletes its namespace.
+fn add_and_delete(stage: &Stage, tenant: TenantFixture, how: [&str; 2]) {
     let TenantFixture {
         netns,
         subnets,
@@ -182,6 +171,13 @@ fn a_namespace_added_by_hand_is_not_kept_alive() {
         id,
         ..
     } = tenant;
+    let text = id.to_string();
+    let add = [
+        &["tenants", "add", "--kind", kind.word(), "--id", &text][..],
+        &how,
+    ]
+    .concat();
+    assert_exit(&stage.agent, &add, 0);
     drop::<Netns>(netns);
     let guest = &subnets[0].guests[0];
     wait_until("the end of the namespace", SOON, || {
@@ -189,6 +185,26 @@ fn a_namespace_added_by_hand_is_not_kept_alive() {
     })
     .unwrap();
     stage.agent.wait_gone(kind, id).unwrap();
+}
+
+#[test]
+fn a_namespace_added_by_hand_is_not_kept_alive() {
+    // Far from one scan to the next: whatever has a name is let go at once.
+    let stage = Stage::with(|agent| agent.set("discovery.scan_interval", "\"1h\""));
+    let tenant = TenantFixture::builder(Kind::Router)
+        .name("by-hand")
+        .build(&stage.node)
+        .unwrap();
+    add_and_delete(&stage, tenant, ["--netns", "by-hand"]);
+    // By a path of the operator's own, the next scan notices.
+    let stage = Stage::new();
+    let tenant = TenantFixture::builder(Kind::Router)
+        .name("by-hand")
+        .build(&stage.node)
+        .unwrap();
+    let link = stage.node.directory().join("a-link-to-it");
+    std::os::unix::fs::symlink(tenant.netns.path(), &link).unwrap();
+    add_and_delete(&stage, tenant, ["--path", &link.display().to_string()]);
 }
 
 #[test]
