@@ -30,10 +30,10 @@ mod map;
 mod reload;
 mod restart;
 
-//mod framing;
-//mod limits;
-//mod requests;
-//mod upstreams;
+mod framing;
+mod limits;
+mod requests;
+mod upstreams;
 
-//mod admin;
-//mod observed;
+mod admin;
+mod observed;
