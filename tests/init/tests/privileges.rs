@@ -49,14 +49,15 @@ impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir(place.path("netns")).unwrap();
+        let quoted = |name: &str| format!("\"{}\"", place.path(name).display());
         let text = format!(
-            "discovery.netns_dir = {:?}\nsteering.bpffs_dir = \"/sys/fs/bpf/privileges\"\n\
+            "discovery.netns_dir = {}\nsteering.bpffs_dir = \"/sys/fs/bpf/privileges\"\n\
              steering.cgroup = \"/sys/fs/cgroup\"\nsteering.connect_hooks = false\n\
              upstream.kind = \"http\"\nupstream.http.address = \"127.0.0.1:9\"\n\
-             admin.socket = {:?}\nadmin.register_socket = {:?}\n",
-            place.path("netns"),
-            place.path("admin.sock"),
-            place.path("register.sock"),
+             admin.socket = {}\nadmin.register_socket = {}\n",
+            quoted("netns"),
+            quoted("admin.sock"),
+            quoted("register.sock"),
         );
         fs::write(place.path("metadata-proxy.toml"), text).unwrap();
         place
@@ -116,9 +117,8 @@ fn run_refuses_without_a_needed_capability_and_runs_without_any_other() {
         .unwrap();
     let deadline = Instant::now() + READY_WITHIN;
     while !place.path("admin.sock").exists() {
-        if child.try_wait().unwrap().is_some() {
-            panic!("the agent ended: {}", told(child));
-        }
+        let ended = child.try_wait().unwrap();
+        assert_eq!(ended, None, "the agent ended: {}", told(child));
         assert!(Instant::now() < deadline, "the agent is not ready");
         thread::sleep(POLL);
     }

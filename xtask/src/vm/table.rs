@@ -87,7 +87,12 @@ pub(super) fn page(columns: &[Column]) -> String {
                 (false, _) => "FAILED",
             },
         ];
-        page.push_str(&format!("| {} |\n", cells.join(" | ")));
+        for cell in cells {
+            page.push_str("| ");
+            page.push_str(cell);
+            page.push(' ');
+        }
+        page.push_str("|\n");
     }
     page
 }

@@ -184,10 +184,17 @@ fn interface_id(mac: &str) -> String {
         .split(':')
         .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
         .collect();
-    let [a, b, c, d, e, f] = bytes[..] else {
+    let [first, second, third, rest @ ..] = bytes.as_slice() else {
         return String::new();
     };
-    format!("{:x}{b:02x}:{c:x}ff:fe{d:02x}:{e:x}{f:02x}", a ^ 2)
+    let low: String = rest
+        .iter()
+        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let (middle, last) = low.split_at(2.min(low.len()));
+    format!(
+        "{:02x}{second:02x}:{third:02x}ff:fe{middle}:{last}",
+        first ^ 2
+    )
 }
 
 #[cfg(test)]
