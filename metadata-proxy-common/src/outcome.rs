@@ -33,7 +33,7 @@ outcomes! {
     SteeredSyn = 1, "steered_syn";
     /// An ACK that carried a valid SYN cookie was handed to the listener.
     SteeredSyncookie = 2, "steered_syncookie";
-    /// Metadata traffic, but neither of an open connection nor opening one: passed untouched.
+    /// Metadata traffic, but neither of an open connection nor fit to open one: passed untouched.
     PassedStray = 3, "passed_stray";
     /// Metadata traffic, but this namespace has no listener: passed untouched.
     PassedNoListener = 4, "passed_no_listener";

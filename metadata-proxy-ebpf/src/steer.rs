@@ -44,10 +44,17 @@ fn steer_segment(
     tcp: &mut TcpHeader,
     accepts_syncookie: impl FnOnce(&Socket<'_>, &mut TcpHeader) -> bool,
 ) -> Outcome {
-    if let Some(socket) = raw::look_up(ctx, tuple)
-        && socket.is_of_a_connection()
-    {
-        return assign(ctx, &socket, Outcome::SteeredEstablished);
+    if let Some(socket) = raw::look_up(ctx, tuple) {
+        if socket.is_of_a_connection() {
+            return assign(ctx, &socket, Outcome::SteeredEstablished);
+        }
+        // A guest uses a port again whose last connection lingers in TIME_WAIT. Given to the
+        // listener, the kernel drops the SYN as a duplicate (since 6.10, inet_ehash_insert). Passed
+        // on, it meets the old socket, whose ACK the guest resets, which ends it: the guest's next
+        // SYN, a second later, is steered.
+        if tcp.is_syn() && socket.is_in_the_way(tuple.is_v4()) {
+            return Outcome::PassedStray;
+        }
     }
     let outcome = if tcp.is_syn() {
         Outcome::SteeredSyn

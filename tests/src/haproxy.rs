@@ -1,6 +1,7 @@
 //! The haproxy that Neutron starts for each tenant, or whatever stands in for it.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -72,6 +73,8 @@ pub struct Builder {
     rate_limit: Option<RateLimit>,
     timeouts: Timeouts,
     ipv6: bool,
+    search_path: Option<OsString>,
+    environment: Vec<(String, OsString)>,
 }
 
 impl Builder {
@@ -103,11 +106,51 @@ impl Builder {
         self
     }
 
+    /// Calls it as Neutron does, `ip netns exec <namespace> haproxy ...`, the program being the first
+    /// of that name on this search path.
+    #[must_use]
+    pub fn through_ip(mut self, search_path: &OsStr) -> Self {
+        self.search_path = Some(search_path.to_owned());
+        self
+    }
+
+    /// Sets an environment variable of it.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &OsStr) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Listens for IPv4 only, as where the node has no IPv6.
     #[must_use]
     pub const fn ipv4_only(mut self) -> Self {
         self.ipv6 = false;
         self
+    }
+
+    /// Writes the configuration and returns its path.
+    ///
+    /// `agent` is the metadata agent's socket.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, node: &Node, tenant: &TenantFixture, agent: &Path) -> Result<PathBuf> {
+        let configs = node.directory().join("state").join(match tenant.kind {
+            Kind::OvnNetwork => "ovn-metadata-proxy",
+            Kind::Router | Kind::Network => "ns-metadata-proxy",
+        });
+        let pid_file = pid_file(node, tenant);
+        for directory in [Some(configs.as_path()), pid_file.parent()]
+            .into_iter()
+            .flatten()
+        {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let config = configs.join(format!("{}.conf", tenant.id));
+        let text = self.configuration(tenant, agent, &pid_file);
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        Ok(config)
     }
 
     /// Writes the configuration and starts the proxy as Neutron does: success of the command means
@@ -118,25 +161,13 @@ impl Builder {
     /// # Errors
     /// It did not start, or Neutron would not recognise it.
     pub fn start(self, node: &Node, tenant: &TenantFixture, agent: &Path) -> Result<Haproxy> {
-        let state = node.directory().join("state");
-        let (configs, pids) = match tenant.kind {
-            Kind::OvnNetwork => (
-                state.join("ovn-metadata-proxy"),
-                state.join("external/pids"),
-            ),
-            Kind::Router | Kind::Network => {
-                (state.join("ns-metadata-proxy"), state.join("external/pids"))
-            }
+        let config = self.write(node, tenant, agent)?;
+        let pid_file = pid_file(node, tenant);
+        let mut command = match &self.search_path {
+            Some(search_path) => through_ip(tenant, node, search_path)?,
+            None => tenant.netns.command(&self.program)?,
         };
-        for directory in [&configs, &pids] {
-            fs::create_dir_all(directory)
-                .with_context(|| format!("cannot create {}", directory.display()))?;
-        }
-        let config = configs.join(format!("{}.conf", tenant.id));
-        let pid_file = pids.join(format!("{}.pid.haproxy", tenant.id));
-        let text = self.configuration(tenant, agent, &pid_file);
-        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
-        let mut command: Command = tenant.netns.command(&self.program)?;
+        command.envs(self.environment);
         node.enter_cgroup(&mut command)?;
         run(command.arg("-f").arg(&config))?;
         let pid = wait_for("a pid in the pid file", ENDS_WITHIN, || {
@@ -217,6 +248,26 @@ impl Builder {
     }
 }
 
+fn pid_file(node: &Node, tenant: &TenantFixture) -> PathBuf {
+    let pids = node.directory().join("state/external/pids");
+    pids.join(format!("{}.pid.haproxy", tenant.id))
+}
+
+/// Begins `ip netns exec <namespace> haproxy`. `ip` knows `/run/netns` only, so for it the node's
+/// directory of namespaces is there, and nobody else sees that.
+fn through_ip(tenant: &TenantFixture, node: &Node, search_path: &OsStr) -> Result<Command> {
+    const KNOWN_TO_IP: &str = "/run/netns";
+    const SCRIPT: &str = "mount --rbind \"$1\" /run/netns && shift && exec ip netns exec \"$@\"";
+    fs::create_dir_all(KNOWN_TO_IP).with_context(|| format!("cannot create {KNOWN_TO_IP}"))?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", SCRIPT, "sh"])
+        .arg(node.netns_dir())
+        .args([&tenant.netns.name(), "haproxy"])
+        .env("PATH", search_path);
+    Ok(command)
+}
+
 /// A proxy of one tenant; ended when dropped.
 #[derive(Debug)]
 pub struct Haproxy {
@@ -235,6 +286,8 @@ impl Haproxy {
             rate_limit: None,
             timeouts: Timeouts::NEUTRON,
             ipv6: true,
+            search_path: None,
+            environment: Vec::new(),
         }
     }
 

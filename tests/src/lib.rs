@@ -7,11 +7,15 @@
 
 pub mod agent;
 pub mod cloud_init;
+pub mod connection;
+pub mod crowd;
 pub mod curl;
 pub mod document;
 pub mod footprint;
+pub mod gate;
 pub mod haproxy;
 pub mod http_agent;
+pub mod kept;
 pub mod metadata_agent;
 pub mod mountinfo;
 pub mod netns;
@@ -21,11 +25,15 @@ pub mod process;
 pub mod raw_http;
 pub mod subnet;
 pub mod tenant;
+pub mod tenant_map;
 pub mod wait;
+pub mod web;
 
 pub use agent::Agent;
+pub use connection::Connection;
 pub use curl::Reply;
 pub use footprint::Footprint;
+pub use gate::Gate;
 pub use haproxy::Haproxy;
 pub use http_agent::HttpAgent;
 pub use metadata_agent::MetadataAgent;
@@ -36,3 +44,4 @@ pub use process::Running;
 pub use subnet::{Guest, Subnet};
 pub use tenant::{Kind, METADATA_V4, TenantFixture};
 pub use wait::{wait_for, wait_until};
+pub use web::Web;

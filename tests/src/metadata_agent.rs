@@ -182,6 +182,7 @@ type Respond = dyn Fn(&Request) -> Answer + Send + Sync;
 pub struct Builder {
     workers: usize,
     delay: Duration,
+    records: bool,
     respond: Box<Respond>,
 }
 
@@ -197,6 +198,13 @@ impl Builder {
     #[must_use]
     pub const fn delay(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Keeps no record of what is asked.
+    #[must_use]
+    pub const fn forgetful(mut self) -> Self {
+        self.records = false;
         self
     }
 
@@ -223,6 +231,7 @@ impl Builder {
             stopped: AtomicBool::new(false),
             requests: Mutex::default(),
             delay: self.delay,
+            records: self.records,
             respond: self.respond,
         });
         let threads = (0..self.workers)
@@ -247,6 +256,7 @@ struct Shared {
     stopped: AtomicBool,
     requests: Mutex<Vec<Request>>,
     delay: Duration,
+    records: bool,
     respond: Box<Respond>,
 }
 
@@ -273,10 +283,12 @@ impl Shared {
         };
         thread::sleep(self.delay);
         let answer = (self.respond)(&request);
-        self.requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(request.clone());
+        if self.records {
+            self.requests
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(request.clone());
+        }
         answer.write(&request, stream)
     }
 }
@@ -296,6 +308,7 @@ impl MetadataAgent {
         Builder {
             workers: 1,
             delay: Duration::ZERO,
+            records: true,
             respond: Box::new(who_asked),
         }
     }
@@ -343,8 +356,9 @@ impl Drop for MetadataAgent {
     }
 }
 
-/// The answer by default.
-fn who_asked(request: &Request) -> Answer {
+/// The answer by default: who was said to have asked.
+#[must_use]
+pub fn who_asked(request: &Request) -> Answer {
     let tags: Vec<_> = request
         .headers
         .iter()

@@ -143,10 +143,18 @@ impl Netns {
     /// When the function panics.
     pub fn run<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         on_new_thread(|| {
-            setns(&self.file, CloneFlags::CLONE_NEWNET)
-                .with_context(|| format!("cannot enter {}", self.path.display()))?;
+            self.enter()?;
             function()
         })
+    }
+
+    /// Moves the calling thread into the namespace, for good: it must be used for nothing else.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn enter(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("cannot enter {}", self.path.display()))
     }
 
     /// Prepares a program that will run inside the namespace.

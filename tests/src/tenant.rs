@@ -76,10 +76,18 @@ pub struct TenantBuilder {
     kind: Kind,
     id: Uuid,
     suffix: String,
+    name: Option<String>,
     guests: u8,
 }
 
 impl TenantBuilder {
+    /// Calls its namespace this, instead of what Neutron would.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
+    }
+
     /// Gives it this UUID instead of a random one.
     #[must_use]
     pub const fn id(mut self, id: Uuid) -> Self {
@@ -106,7 +114,9 @@ impl TenantBuilder {
     /// # Errors
     /// The kernel refused something.
     pub fn build(self, node: &Node) -> Result<TenantFixture> {
-        let name = format!("{}{}{}", self.kind.prefix(), self.id, self.suffix);
+        let name = self
+            .name
+            .unwrap_or_else(|| format!("{}{}{}", self.kind.prefix(), self.id, self.suffix));
         let netns = Netns::tenant(node, &name)?;
         netns.sysctl("net/ipv4/ip_forward", "1")?;
         netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
@@ -146,6 +156,7 @@ impl TenantFixture {
             kind,
             id: Uuid::new_v4(),
             suffix: String::new(),
+            name: None,
             guests: 1,
         }
     }

@@ -1,7 +1,7 @@
 //! Steering, seen from user space: the one small trait through which the rest of the agent talks to
 //! the kernel programs, and the one module that imports `aya`.
 //!
-//! Whatever is above this module runs in an ordinary test against [`fake::FakeKernel`].
+//! Whatever is above this module runs in an ordinary test against a fake of that trait.
 
 mod adopt;
 mod ebpf;

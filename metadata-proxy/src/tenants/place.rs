@@ -321,13 +321,18 @@ fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place)
     mended
 }
 
-/// Takes out what is ours. What cannot be removed is logged: the namespace may be going away.
-pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
+/// Steers nothing more; what was accepted needs the rest.
+pub(super) fn detach(kernel: &dyn Kernel, place: &mut Place) {
     for (_, attachment) in std::mem::take(&mut place.attachments) {
         if let Err(error) = kernel.detach(place.cookie, &attachment) {
             warn!(%error, "left steer attached");
         }
     }
+}
+
+/// Takes out what is ours. What cannot be removed is logged: the namespace may be going away.
+pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
+    detach(kernel, place);
     kernel.forget(place.cookie);
     for index in std::mem::take(&mut place.metadata_v6) {
         if let Err(error) = netlink::remove_metadata_v6(index) {

@@ -49,15 +49,14 @@ impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir(place.path("netns")).unwrap();
-        let quoted = |name: &str| format!("\"{}\"", place.path(name).display());
         let text = format!(
-            "discovery.netns_dir = {}\nsteering.bpffs_dir = \"/sys/fs/bpf/privileges\"\n\
+            "discovery.netns_dir = {:?}\nsteering.bpffs_dir = \"/sys/fs/bpf/privileges\"\n\
              steering.cgroup = \"/sys/fs/cgroup\"\nsteering.connect_hooks = false\n\
              upstream.kind = \"http\"\nupstream.http.address = \"127.0.0.1:9\"\n\
-             admin.socket = {}\nadmin.register_socket = {}\n",
-            quoted("netns"),
-            quoted("admin.sock"),
-            quoted("register.sock"),
+             admin.socket = {:?}\nadmin.register_socket = {:?}\n",
+            place.path("netns").display().to_string(),
+            place.path("admin.sock").display().to_string(),
+            place.path("register.sock").display().to_string(),
         );
         fs::write(place.path("metadata-proxy.toml"), text).unwrap();
         place
@@ -118,7 +117,7 @@ fn run_refuses_without_a_needed_capability_and_runs_without_any_other() {
     let deadline = Instant::now() + READY_WITHIN;
     while !place.path("admin.sock").exists() {
         let ended = child.try_wait().unwrap();
-        assert_eq!(ended, None, "the agent ended: {}", told(child));
+        assert!(ended.is_none(), "the agent ended: {}", told(child));
         assert!(Instant::now() < deadline, "the agent is not ready");
         thread::sleep(POLL);
     }

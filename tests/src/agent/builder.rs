@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::Agent;
-use crate::{node::Node, process::Running};
+use crate::{netns::Netns, node::Node, process::Running};
 
 /// Names the binary when it is not beside the test.
-pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BINARY";
+pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BIN";
 
 /// Finds the agent's binary: where the variable says, else in the target directory of the running
 /// program.
@@ -25,14 +25,28 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os(BINARY_VARIABLE) {
         return Ok(path.into());
     }
+    built("metadata-proxy")
+}
+
+/// Finds the stand-in for haproxy, in the target directory of the running program.
+///
+/// # Errors
+/// It has not been built.
+pub fn stand_in() -> Result<PathBuf> {
+    built("haproxy")
+}
+
+fn built(name: &str) -> Result<PathBuf> {
     let own = env::current_exe().context("where is this program?")?;
     // A test is in target/<profile>/deps, xtask in target/<profile>.
     own.ancestors()
         .skip(1)
         .take(2)
-        .map(|directory| directory.join("metadata-proxy"))
+        .map(|directory| directory.join(name))
         .find(|path| path.is_file())
-        .context("metadata-proxy has not been built; run the tests with `cargo xtask test`")
+        .with_context(|| {
+            format!("{name} has not been built; run the tests with `cargo xtask test`")
+        })
 }
 
 /// How the agent is to be started.
@@ -43,6 +57,8 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
+    inside: Option<Arc<Netns>>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -54,6 +70,8 @@ impl Builder {
             settings: vec![],
             environment: vec![],
             log_to: None,
+            inside: None,
+            under: vec![],
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -88,10 +106,24 @@ impl Builder {
         self
     }
 
+    /// Runs it under another program: its name and arguments, before the agent's own.
+    #[must_use]
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Lets it log to this descriptor, as to journald's stream, instead of to a file.
     #[must_use]
     pub fn log_to(mut self, stream: OwnedFd) -> Self {
         self.log_to = Some(Arc::new(stream));
+        self
+    }
+
+    /// Lets the agent run in this namespace, as if it were the node's own.
+    #[must_use]
+    pub fn inside(mut self, netns: Arc<Netns>) -> Self {
+        self.inside = Some(netns);
         self
     }
 
@@ -160,8 +192,20 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
-        let mut command = Command::new(&binary);
+        let (program, arguments) = match self.under.split_first() {
+            None => (binary.clone(), vec![]),
+            Some((program, arguments)) => {
+                let mut arguments = arguments.to_vec();
+                arguments.push(binary.display().to_string());
+                (PathBuf::from(program), arguments)
+            }
+        };
+        let mut command = match &self.inside {
+            Some(netns) => netns.command(&program)?,
+            None => Command::new(&program),
+        };
         command
+            .args(arguments)
             .arg("run")
             .arg("--config")
             .arg(&configuration)

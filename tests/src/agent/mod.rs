@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use uuid::Uuid;
 
-pub use self::builder::{BINARY_VARIABLE, Builder, binary, bpffs_dir, quoted};
+pub use self::builder::{BINARY_VARIABLE, Builder, binary, bpffs_dir, quoted, stand_in};
 use crate::{
     node::Node,
     process::{Running, run},
@@ -134,13 +134,20 @@ impl Agent {
     /// # Errors
     /// It failed.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.command(arguments))
+    }
+
+    /// Prepares a command of the agent's CLI against it.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments)
             .env_remove(BINARY_VARIABLE)
             .arg("--config")
-            .arg(&self.configuration);
-        run(&mut command)
+            .arg(&self.configuration)
+            .env_remove(BINARY_VARIABLE);
+        command
     }
 
     /// Waits until it says that it is ready.

@@ -30,8 +30,9 @@ pub enum Command {
     Changed(NetnsId),
     /// Look whether everything is as it should be.
     Audit,
-    /// The first scan is over: forget what an earlier process left.
-    Settled,
+    /// The first scan is over: forget what an earlier process left. Answered once every tenant
+    /// declared before was tried.
+    Settled(oneshot::Sender<()>),
     /// Use these settings from now on.
     Reconfigure(Arc<Settings>),
     /// Tell how every tenant is doing.
@@ -59,6 +60,13 @@ impl RegistryHandle {
         let (reply, answer) = oneshot::channel();
         self.send(Command::List(reply)).await;
         answer.await.unwrap_or_default()
+    }
+
+    /// Says that the first scan is over, and waits until every tenant it found was tried.
+    pub async fn settle(&self) {
+        let (done, is_done) = oneshot::channel();
+        self.send(Command::Settled(done)).await;
+        let _ = is_done.await;
     }
 
     /// Takes back a declaration made by hand; false if others declare the tenant, `None` if nobody.

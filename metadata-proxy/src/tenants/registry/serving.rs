@@ -1,21 +1,26 @@
 //! Brings a tenant up, keeps it right, and takes it down: the registry's work in namespaces.
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
-    time::Instant,
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
 use crate::{
-    netns::{Netns, NetnsError, NetnsId},
+    kernel::Kernel,
+    netns::{Netns, NetnsError, NetnsId, NetnsThread},
     tenants::{
         Counters, Declaration, Phase, Plan, Provider, Service, Settings,
         place::{self, Opened, Place, PlaceError},
     },
 };
+
+/// How long the workers may take to close what a tenant had open.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Registry {
     pub(super) async fn withdraw(&mut self, netns: NetnsId, provider: Provider) {
@@ -141,7 +146,7 @@ impl Registry {
             events,
             place,
         } = opened;
-        let handle = match listeners[0].as_fd().try_clone_to_owned() {
+        let handle = match events.handle() {
             Ok(handle) => handle,
             Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
         };
@@ -149,7 +154,7 @@ impl Registry {
         if declaration.provider != Provider::Map
             && let Err(error) = self.kernel.declare(place.cookie, declaration.tenant)
         {
-            self.clear(&handle, place).await;
+            inside(&self.netns, &self.kernel, &handle, place, place::clear).await;
             return Err(error.to_string());
         }
         let service = Arc::new(Service::new(
@@ -164,11 +169,15 @@ impl Registry {
             self.workers.listen(Arc::clone(&service), listener);
         }
         let sender = self.sender.clone();
+        let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
         let watcher = tokio::spawn(async move {
-            // Should the registry be too busy to hear, it is already looking at this namespace or
-            // the audit will.
-            let changed = move || drop(sender.try_send(Command::Changed(netns)));
+            let changed = move || {
+                // A registry that has not room for one more command is about to obey others.
+                if sender.try_send(Command::Changed(netns)).is_err() {
+                    missed.store(true, Ordering::Relaxed);
+                }
+            };
             if let Err(error) = events.watch(changed).await {
                 error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
             }
@@ -196,31 +205,29 @@ impl Registry {
             return;
         };
         if !served.is_foreign
-            && let Err(error) = self.kernel.withdraw(served.place.cookie)
+            && let Err(error) = self.kernel.withdraw(served.service.cookie)
         {
             error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
         }
         served.watcher.abort();
-        self.clear(&served.handle, served.place).await;
-        // Only now, when nothing is steered to it any more, the listener closes.
-        served.service.gone.cancel();
-    }
-
-    async fn clear(&self, handle: &OwnedFd, mut place: Place) {
-        let kernel = Arc::clone(&self.kernel);
-        let cookie = place.cookie;
-        let cleared = match Netns::of_socket(handle) {
-            Ok(netns) => {
-                self.netns
-                    .run(netns, move || place::clear(&*kernel, &mut place))
-                    .await
-            }
-            Err(error) => Err(NetnsError::Enter(error)),
-        };
-        if let Err(error) = cleared {
-            // Pinned links are what would keep steering; they need no namespace to be removed.
-            self.kernel.forget(cookie);
-            warn!(%error, "cannot clean a tenant namespace");
+        let Served {
+            service,
+            place,
+            handle,
+            ..
+        } = served;
+        let place = inside(&self.netns, &self.kernel, &handle, place, place::detach).await;
+        // Only now, when nothing is steered to it any more, the listener closes. Its connections
+        // end while the route is there: without it no farewell of a guest's would arrive, and the
+        // kernel would keep the sockets, and with them the namespace, for minutes.
+        let over = service.over();
+        service.gone.cancel();
+        drop(service);
+        if timeout(CLOSED_WITHIN, over.cancelled()).await.is_err() {
+            warn!("connections of a tenant that is gone take long to close");
+        }
+        if let Some(place) = place {
+            inside(&self.netns, &self.kernel, &handle, place, place::clear).await;
         }
     }
 
@@ -289,6 +296,37 @@ impl Registry {
                 served.service.gone.cancel();
                 entry.life.failed(error.to_string(), Instant::now());
             }
+        }
+    }
+}
+
+/// Takes something out of a namespace; `None` if there is no way in.
+pub(super) async fn inside(
+    netns: &NetnsThread,
+    kernel: &Arc<dyn Kernel>,
+    handle: &OwnedFd,
+    mut place: Place,
+    work: fn(&dyn Kernel, &mut Place),
+) -> Option<Place> {
+    let cookie = place.cookie;
+    let worked = match Netns::of_socket(handle) {
+        Ok(namespace) => {
+            let kernel = Arc::clone(kernel);
+            let work = move || {
+                work(&*kernel, &mut place);
+                place
+            };
+            netns.run(namespace, work).await
+        }
+        Err(error) => Err(NetnsError::Enter(error)),
+    };
+    match worked {
+        Ok(place) => Some(place),
+        Err(error) => {
+            // Pinned links are what would keep steering; they need no namespace to be removed.
+            kernel.forget(cookie);
+            warn!(%error, "cannot clean a tenant namespace");
+            None
         }
     }
 }

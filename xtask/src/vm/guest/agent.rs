@@ -41,15 +41,15 @@ impl Agent {
         let socket = scratch.join("admin.sock");
         let config = scratch.join("metadata-proxy.toml");
         let text = format!(
-            "[steering]\nconnect_hooks = false\nbpffs_dir = {}\n\
-             [discovery]\nnetns_dir = {}\n\
-             [upstream]\nkind = \"embedded\"\n[upstream.embedded]\nfile = {}\n\
-             [admin]\nsocket = {}\nregister_socket = {}\n",
-            quoted(&scratch.join("bpf")),
-            quoted(namespaces),
-            quoted(&instances),
-            quoted(&socket),
-            quoted(&scratch.join("register.sock")),
+            "[steering]\nconnect_hooks = false\nbpffs_dir = {:?}\n\
+             [discovery]\nnetns_dir = {:?}\n\
+             [upstream]\nkind = \"embedded\"\n[upstream.embedded]\nfile = {:?}\n\
+             [admin]\nsocket = {:?}\nregister_socket = {:?}\n",
+            scratch.join("bpf").display().to_string(),
+            namespaces.display().to_string(),
+            instances.display().to_string(),
+            socket.display().to_string(),
+            scratch.join("register.sock").display().to_string(),
         );
         fs::write(&config, text).context("writing the agent's configuration")?;
         let mut command = Command::new(program);
@@ -61,11 +61,6 @@ impl Agent {
         }
         Ok(Self { _process: process })
     }
-}
-
-/// A path as TOML has it; ours have nothing in them that would need escaping.
-fn quoted(path: &Path) -> String {
-    format!("\"{}\"", path.display())
 }
 
 pub(super) fn user_data_file(scratch: &Path, guest: &Guest) -> PathBuf {

@@ -184,16 +184,17 @@ fn interface_id(mac: &str) -> String {
         .split(':')
         .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
         .collect();
-    let [first, second, third, rest @ ..] = bytes.as_slice() else {
+    let Ok([first, mac @ ..]) = <[u8; 6]>::try_from(bytes) else {
         return String::new();
     };
-    let low: String = rest
-        .iter()
-        .fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-    let (middle, last) = low.split_at(2.min(low.len()));
     format!(
-        "{:02x}{second:02x}:{third:02x}ff:fe{middle}:{last}",
-        first ^ 2
+        "{:x}{:02x}:{:x}ff:fe{:02x}:{:x}{:02x}",
+        first ^ 2,
+        mac[0],
+        mac[1],
+        mac[2],
+        mac[3],
+        mac[4]
     )
 }
 
