@@ -162,7 +162,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     let mut spent = None;
     let outcome = steps(guest, &settings, &head, body, &mut spent).await;
-    let (answer, error) = match outcome {
+    let (mut answer, error) = match outcome {
         Ok(answer) => (answer, None),
         Err(error) => {
             let (_, label, fault) = error.verdict();
@@ -172,6 +172,10 @@ pub(super) async fn answer(
             (error.into_answer(), Some(label))
         }
     };
+    if guest.node.ends.stopping.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
     let access = Access {
         tenant: service.tenant,
         guest: guest.address,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
-use tracing::{debug, warn};
+use tracing::debug;
 
 pub use self::handle::{AddError, Command, RegistryHandle};
 use super::{
@@ -25,7 +25,7 @@ use crate::{
     admin::api::TenantStatus,
     identity::Tenant,
     kernel::{Engine, Kernel, NetnsCookie},
-    netns::{Netns, NetnsId, NetnsThread},
+    netns::{NetnsId, NetnsThread},
     node::workers::Workers,
 };
 
@@ -217,34 +217,6 @@ impl Registry {
             self.withdraw(netns, Provider::Admin).await;
         }
         Some(by_hand)
-    }
-
-    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
-    async fn quiesce(&mut self) {
-        self.is_quiet = true;
-        for entry in self.entries.values_mut() {
-            let Some(served) = &mut entry.served else {
-                continue;
-            };
-            let attachments = std::mem::take(&mut served.place.attachments);
-            let kernel = Arc::clone(&self.kernel);
-            let cookie = served.place.cookie;
-            let detach = move || {
-                for attachment in attachments.values() {
-                    if let Err(error) = kernel.detach(cookie, attachment) {
-                        warn!(%error, "left steer attached");
-                    }
-                }
-            };
-            match Netns::of_socket(&served.handle) {
-                Ok(netns) => {
-                    if let Err(error) = self.netns.run(netns, detach).await {
-                        warn!(%error, "cannot detach before draining");
-                    }
-                }
-                Err(error) => warn!(%error, "cannot detach before draining"),
-            }
-        }
     }
 
     fn cookies(&self) -> HashSet<NetnsCookie> {

@@ -186,6 +186,36 @@ impl Registry {
         })
     }
 
+    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
+    pub(super) async fn quiesce(&mut self) {
+        self.is_quiet = true;
+        for entry in self.entries.values_mut() {
+            let Some(served) = &mut entry.served else {
+                continue;
+            };
+            let kernel = Arc::clone(&self.kernel);
+            let mut place = std::mem::replace(&mut served.place, Place::empty());
+            let quieted = match Netns::of_socket(&served.handle) {
+                Ok(netns) => {
+                    let quiet = move || {
+                        place::quiet(&*kernel, &mut place);
+                        place
+                    };
+                    self.netns.run(netns, quiet).await
+                }
+                Err(error) => Err(NetnsError::Enter(error)),
+            };
+            match quieted {
+                Ok(place) => served.place = place,
+                // Pinned links need no namespace to be removed; the rest goes with the namespace.
+                Err(error) => {
+                    self.kernel.forget(served.service.cookie);
+                    warn!(%error, tenant = %served.service.tenant, "cannot detach before draining");
+                }
+            }
+        }
+    }
+
     /// Ends the service of a tenant, the reverse of bringing it up.
     pub(super) async fn take_down(&mut self, netns: NetnsId) {
         let Some(served) = self
