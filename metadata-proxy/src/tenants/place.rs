@@ -8,10 +8,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, SocketAddrV6, TcpListener},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, TenantKind};
+use socket2::{Domain, Socket, Type};
 use tracing::{debug, warn};
 
 use crate::{
@@ -89,8 +90,15 @@ pub(super) struct Place {
 /// What was opened in a namespace.
 pub(super) struct Opened {
     pub(super) listeners: Vec<TcpListener>,
+    pub(super) way_back: OwnedFd,
     pub(super) events: EventSocket,
     pub(super) place: Place,
+}
+
+/// Makes a socket that leads back into the namespace the calling thread is in. It is not the listener:
+/// that must be closed when its worker closes it.
+fn way_back() -> io::Result<OwnedFd> {
+    Socket::new(Domain::UNIX, Type::DGRAM.cloexec(), None).map(OwnedFd::from)
 }
 
 /// Opens everything that a tenant namespace needs, or nothing.
@@ -102,6 +110,7 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
     if cookie == plan.own_cookie {
         return Err(PlaceError::OwnNamespace);
     }
+    let way_back = way_back().map_err(system("cannot keep a way back into the namespace"))?;
     // Subscribed before anything is looked at, so that no change slips between.
     let events = EventSocket::open().map_err(system("cannot subscribe to netlink events"))?;
     let mut place = Place {
@@ -124,6 +133,7 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
     match finished {
         Ok(()) => Ok(Opened {
             listeners,
+            way_back,
             events,
             place,
         }),

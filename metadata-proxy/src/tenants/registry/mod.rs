@@ -91,8 +91,8 @@ struct Entry {
 struct Served {
     service: Arc<Service>,
     place: Place,
-    /// A way back into the namespace that needs no path; does not keep more alive than the listener.
-    handle: OwnedFd,
+    /// Leads back into the namespace without a path; keeps no more alive than the listener.
+    way_back: OwnedFd,
     watcher: JoinHandle<()>,
     /// Whether its entry in the map is somebody else's.
     is_foreign: bool,

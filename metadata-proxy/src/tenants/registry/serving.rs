@@ -1,10 +1,6 @@
 //! Brings a tenant up, keeps it right, and takes it down: the registry's work in namespaces.
 
-use std::{
-    os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
-    time::Instant,
-};
+use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
 
 use tracing::{error, info, warn};
 
@@ -138,18 +134,15 @@ impl Registry {
     ) -> Result<Served, String> {
         let Opened {
             listeners,
+            way_back,
             events,
             place,
         } = opened;
-        let handle = match listeners[0].as_fd().try_clone_to_owned() {
-            Ok(handle) => handle,
-            Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
-        };
         // What somebody else wrote into the map is theirs to write and to remove.
         if declaration.provider != Provider::Map
             && let Err(error) = self.kernel.declare(place.cookie, declaration.tenant)
         {
-            self.clear(&handle, place).await;
+            self.clear(&way_back, place).await;
             return Err(error.to_string());
         }
         let service = Arc::new(Service::new(
@@ -180,7 +173,7 @@ impl Registry {
         Ok(Served {
             service,
             place,
-            handle,
+            way_back,
             watcher,
             is_foreign,
         })
@@ -195,7 +188,7 @@ impl Registry {
             };
             let kernel = Arc::clone(&self.kernel);
             let mut place = std::mem::replace(&mut served.place, Place::empty());
-            let quieted = match Netns::of_socket(&served.handle) {
+            let quieted = match Netns::of_socket(&served.way_back) {
                 Ok(netns) => {
                     let quiet = move || {
                         place::quiet(&*kernel, &mut place);
@@ -231,15 +224,15 @@ impl Registry {
             error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
         }
         served.watcher.abort();
-        self.clear(&served.handle, served.place).await;
+        self.clear(&served.way_back, served.place).await;
         // Only now, when nothing is steered to it any more, the listener closes.
         served.service.gone.cancel();
     }
 
-    async fn clear(&self, handle: &OwnedFd, mut place: Place) {
+    async fn clear(&self, way_back: &OwnedFd, mut place: Place) {
         let kernel = Arc::clone(&self.kernel);
         let cookie = place.cookie;
-        let cleared = match Netns::of_socket(handle) {
+        let cleared = match Netns::of_socket(way_back) {
             Ok(netns) => {
                 self.netns
                     .run(netns, move || place::clear(&*kernel, &mut place))
@@ -277,7 +270,7 @@ impl Registry {
         let plan = self.plan(&declaration);
         let kernel = Arc::clone(&self.kernel);
         let place = std::mem::replace(&mut served.place, Place::empty());
-        let outcome = match Netns::of_socket(&served.handle) {
+        let outcome = match Netns::of_socket(&served.way_back) {
             Ok(namespace) => {
                 self.netns
                     .run(namespace, move || {
