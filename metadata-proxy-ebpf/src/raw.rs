@@ -158,6 +158,12 @@ const TUPLE_V4_LEN: u32 = 12;
 const TUPLE_V6_LEN: u32 = 36;
 
 impl Tuple {
+    /// Whether it is of an IPv4 segment.
+    #[inline(always)]
+    pub(crate) const fn is_v4(&self) -> bool {
+        self.len == TUPLE_V4_LEN
+    }
+
     /// Of an IPv4 segment.
     #[inline(always)]
     pub(crate) fn v4(ip: &Ipv4Header, tcp: &TcpHeader) -> Self {
@@ -227,10 +233,14 @@ impl Socket<'_> {
         state != TCP_LISTEN && state != TCP_TIME_WAIT
     }
 
-    /// Whether it is what is left of a connection that is over.
+    /// Whether it is what is left of a connection, and stands in the way of a new one: since Linux
+    /// 6.10 a listener that a SYN is assigned to drops it then, without a word. One over IPv4 that
+    /// is bound to its device does not (`listener::free_port` in the agent saw to that).
     #[inline(always)]
-    pub(crate) fn is_in_time_wait(&self) -> bool {
-        self.state() == TCP_TIME_WAIT
+    pub(crate) fn is_in_the_way(&self, is_v4: bool) -> bool {
+        // SAFETY: the reference is held, and the device may be read of every kind of socket.
+        let device = unsafe { (*self.sock.as_ptr()).bound_dev_if };
+        self.state() == TCP_TIME_WAIT && !(is_v4 && device != 0)
     }
 
     #[inline(always)]

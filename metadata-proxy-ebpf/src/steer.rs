@@ -51,8 +51,8 @@ fn steer_segment(
         // A guest uses a port again whose last connection lingers in TIME_WAIT. Given to the
         // listener, the kernel drops the SYN as a duplicate (since 6.10, inet_ehash_insert). Passed
         // on, it meets the old socket, whose ACK the guest resets, which ends it: the guest's next
-        // SYN, a moment later, is steered.
-        if tcp.is_syn() && socket.is_in_time_wait() {
+        // SYN, a second later, is steered.
+        if tcp.is_syn() && socket.is_in_the_way(tuple.is_v4()) {
             return Outcome::PassedStray;
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! Neither holds a body, a query or a header: those may be secrets.
 
+pub mod line;
+
 use std::{
     pin::Pin,
     sync::{
@@ -20,7 +22,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::{Registry, Unit},
 };
-use tracing::{info, warn};
+use tracing::{Level, enabled, warn};
 
 use crate::{
     admin::api::LastError,
@@ -230,36 +232,11 @@ struct Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Access {
-            tenant,
-            guest,
-            method,
-            uri,
-            status,
-            error,
-            started,
-            spent,
-            is_logged,
-        } = &self.access;
-        let total = started.elapsed();
+        let total = self.access.started.elapsed();
         self.duration.observe(total.as_secs_f64());
         self.sent_bytes.inc_by(self.bytes);
-        if *is_logged {
-            info!(
-                target: "access",
-                kind = tenant.kind_name(),
-                id = %tenant.id,
-                %guest,
-                %method,
-                path = uri.path(),
-                status = status.as_u16(),
-                error,
-                queue_us = spent.map(|spent| micros(spent.queued)),
-                upstream_us = spent.map(|spent| micros(spent.upstream)),
-                retries = spent.map(|spent| spent.retries),
-                total_us = micros(total),
-                bytes = self.bytes,
-            );
+        if self.access.is_logged && enabled!(target: "access", Level::INFO) {
+            line::write(&self.access, total, self.bytes);
         }
     }
 }

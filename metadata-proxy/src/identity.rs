@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use bytes::BufMut;
 use http::{HeaderName, HeaderValue};
 use metadata_proxy_common::TenantKind;
 use uuid::Uuid;
@@ -115,6 +116,23 @@ impl GuestAddress {
     #[must_use]
     pub const fn ip(self) -> IpAddr {
         self.0
+    }
+}
+
+impl GuestAddress {
+    /// Appends the address as text: for requests and lines, of which there are many.
+    pub fn write_to(self, out: &mut impl BufMut) {
+        match self.0 {
+            IpAddr::V4(v4) => {
+                for (index, byte) in v4.octets().into_iter().enumerate() {
+                    if index > 0 {
+                        out.put_u8(b'.');
+                    }
+                    out.put_slice(itoa::Buffer::new().format(byte).as_bytes());
+                }
+            }
+            IpAddr::V6(v6) => out.put_slice(v6.to_string().as_bytes()),
+        }
     }
 }
 

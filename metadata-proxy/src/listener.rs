@@ -88,7 +88,7 @@ fn shared_sockets_can_be_assigned() -> bool {
 /// Wherever a namespace has a NAT rule for incoming or outgoing packets, as every router of Neutron
 /// has, the kernel takes the assigned listener for an early lookup gone wrong, since it has no peer
 /// whose port could be compared, and drops the assignment: the SYN is answered with a reset. It
-/// spares transparent sockets (`nf_nat_ipv4_local_in` in net/netfilter/nf_nat_proto.c, Linux 5.14).
+/// spares transparent sockets (`nf_nat_ipv4_local_in` in `net/netfilter/nf_nat_proto.c`, Linux 5.14).
 fn be_transparent(socket: &Socket) -> io::Result<()> {
     // One flag for both families, which IPv6 sockets take at this level too.
     match socket.set_ip_transparent_v4(true) {
@@ -172,6 +172,46 @@ impl Caller {
             || self.original.is_some_and(is_metadata)
             || (self.local.ip().is_loopback() && self.peer.ip().is_loopback())
     }
+}
+
+/// Lets the guest use its port again at once, although this end closes first and its connection
+/// lingers in `TIME_WAIT`. To be called before closing: from then on what is sent goes out by the
+/// device that the connection came in by.
+///
+/// Since Linux 6.10 a listener that a SYN was assigned to drops it without a word while there is a
+/// socket of the same addresses and ports (`reqsk_queue_hash_req`); only an ordinary look-up takes
+/// one in `TIME_WAIT` out of the way. One that is bound to its device is not the same: what belongs
+/// to it still reaches it, and a new connection, which is bound to none, does not meet it.
+pub fn free_port(stream: &impl AsFd) {
+    let fd = stream.as_fd().as_raw_fd();
+    let mut device: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // On an accepted socket it tells the device that the connection came in by
+    // (`tcp_v6_syn_recv_sock`, for IPv4 too).
+    // SAFETY: the buffer is one int and `len` says so.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MULTICAST_IF,
+            (&raw mut device).cast(),
+            &raw mut len,
+        )
+    };
+    if result != 0 || device == 0 {
+        return;
+    }
+    // Where this fails, the guest has to choose another port for a minute, as with other servers.
+    // SAFETY: the buffer is one int and `len` says so.
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            (&raw const device).cast(),
+            len,
+        )
+    };
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -6,6 +6,8 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 
+use uuid::Uuid;
+
 use crate::identity::{GuestAddress, Identity};
 
 /// A request as it goes upstream: rebuilt, never edited.
@@ -41,8 +43,12 @@ impl Outgoing {
         out.put_u8(b' ');
         out.put_slice(self.target.as_bytes());
         out.put_slice(b" HTTP/1.1\r\n");
-        put_header(out, tenant.tag_text(), tenant.tag_value().as_bytes());
-        put_header(out, "X-Forwarded-For", self.guest.to_string().as_bytes());
+        let mut id = Uuid::encode_buffer();
+        let id = tenant.id.hyphenated().encode_lower(&mut id);
+        put_header(out, tenant.tag_text(), id.as_bytes());
+        out.put_slice(b"X-Forwarded-For: ");
+        self.guest.write_to(out);
+        out.put_slice(b"\r\n");
         for (name, value) in &self.headers {
             put_header(out, name.as_str(), value.as_bytes());
         }
@@ -211,7 +217,6 @@ fn is_origin_form(target: &str) -> bool {
 mod tests {
     use metadata_proxy_common::TenantKind;
     use proptest::prelude::*;
-    use uuid::Uuid;
 
     use super::*;
     use crate::identity::Tenant;

@@ -55,9 +55,9 @@ fn place(node: &Node, socket: &Path) -> (Vec<TenantFixture>, Agent) {
         .set("log.access", false)
         .start()
         .unwrap();
-    tenants
-        .iter()
-        .for_each(|tenant| agent.wait_served(tenant).unwrap());
+    for tenant in &tenants {
+        agent.wait_served(tenant).unwrap();
+    }
     (tenants, agent)
 }
 

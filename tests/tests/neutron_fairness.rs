@@ -52,9 +52,9 @@ fn a_greedy_tenant_does_not_slow_the_others_down() {
         .set("log.access", false)
         .start()
         .unwrap();
-    tenants
-        .iter()
-        .for_each(|tenant| agent.wait_served(tenant).unwrap());
+    for tenant in &tenants {
+        agent.wait_served(tenant).unwrap();
+    }
 
     let (greedy, modest) = tenants.split_first().unwrap();
     let greedy_guests = crowd::multiply(greedy.guest(), GREEDY_GUESTS).unwrap();

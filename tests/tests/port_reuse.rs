@@ -1,6 +1,6 @@
 //! A guest may use a port again at once, whatever is left of its last connection from there.
 //!
-//! The service closes after `Connection: close`, so it is its side that lingers in TIME_WAIT; a
+//! The service closes after `Connection: close`, so it is its side that lingers in `TIME_WAIT`; a
 //! guest that asks often meets one such socket soon.
 #![expect(
     clippy::unwrap_used,

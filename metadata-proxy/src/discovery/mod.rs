@@ -7,7 +7,7 @@
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -147,7 +147,7 @@ impl Discovery {
 
     /// Looks at every name in the directory and at every name that was there.
     async fn scan(&mut self) {
-        let mut names: Vec<String> = std::fs::read_dir(&self.dir)
+        let mut names: HashSet<String> = std::fs::read_dir(&self.dir)
             .map(|entries| {
                 entries
                     .filter_map(Result::ok)
@@ -155,25 +155,24 @@ impl Discovery {
                     .collect()
             })
             .unwrap_or_default();
-        names.extend(
-            self.known
-                .keys()
-                .filter(|name| !self.dir.join(name).exists())
-                .cloned(),
-        );
+        names.extend(self.known.keys().cloned());
         let foreign = self.kernel.foreign_tenants();
         for name in names {
-            self.look(&name, &foreign).await;
+            self.look(&name, Some(&foreign)).await;
         }
     }
 
     async fn look_at(&mut self, name: &str) {
-        self.look(name, &[]).await;
+        self.look(name, None).await;
     }
 
-    /// Compares what a name stands for now with what it stood for.
-    async fn look(&mut self, name: &str, foreign: &[(NetnsCookie, Tenant)]) {
+    /// Compares what a name stands for now with what it stood for. What others declare in the map
+    /// is read by a scan only: otherwise it is taken to be as it was.
+    async fn look(&mut self, name: &str, foreign: Option<&[(NetnsCookie, Tenant)]>) {
         let path = self.dir.join(name);
+        if self.is_unchanged(name, &path) {
+            return;
+        }
         let found = self.found(name, &path, foreign).await;
         if let Some(known) = self.known.get(name) {
             let is_same = found.as_ref().is_some_and(|found| {
@@ -213,16 +212,28 @@ impl Discovery {
         }
     }
 
+    /// Whether a name stands for what it stood for: nearly always, and told by one system call.
+    fn is_unchanged(&self, name: &str, path: &Path) -> bool {
+        self.known.get(name).is_some_and(|known| {
+            let config = self.config.load();
+            let recognised = config.recognise(name);
+            known.provider == Provider::NetnsDir
+                && recognised.is_some_and(|recognised| recognised.tenant == known.tenant)
+                && NetnsId::of_path(path).is_ok_and(|id| id == known.netns)
+        })
+    }
+
     /// What a name stands for now.
     async fn found(
         &mut self,
         name: &str,
         path: &Path,
-        foreign: &[(NetnsCookie, Tenant)],
+        foreign: Option<&[(NetnsCookie, Tenant)]>,
     ) -> Option<Declaration> {
         let config = self.config.load_full();
         let recognised = config.recognise(name);
-        if recognised.is_none() && foreign.is_empty() && !self.known.contains_key(name) {
+        let may_be_foreign = foreign.is_some_and(|foreign| !foreign.is_empty());
+        if recognised.is_none() && !may_be_foreign && !self.known.contains_key(name) {
             return None;
         }
         let namespace = match Netns::open(path) {
@@ -250,17 +261,13 @@ impl Discovery {
                 interfaces,
             ));
         }
-        // An entry that is known by the map stays known between scans.
-        let known = self
-            .known
-            .get(name)
-            .filter(|known| known.netns == namespace.id());
-        let tenant = match known {
-            Some(known) if foreign.is_empty() => known.tenant,
-            _ => {
-                let cookie = self.cookie(&namespace, path).await?;
-                foreign.iter().find(|(of, _)| *of == cookie)?.1
-            }
+        let tenant = if let Some(foreign) = foreign {
+            let cookie = self.cookie(&namespace, path).await?;
+            foreign.iter().find(|(of, _)| *of == cookie)?.1
+        } else {
+            let known = self.known.get(name)?;
+            let is_same = known.netns == namespace.id() && known.provider == Provider::Map;
+            is_same.then_some(known.tenant)?
         };
         let interfaces = config.interfaces.of(tenant.kind).to_vec();
         Some(declaration(tenant, Provider::Map, interfaces))

@@ -49,6 +49,15 @@ impl EventSocket {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// A second descriptor, by which the namespace can be found again: unlike one of a listener it
+    /// keeps no port open.
+    ///
+    /// # Errors
+    /// When there are no descriptors to spare.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Registers with the calling thread's runtime and calls `changed` after each burst of changes,
     /// until the socket fails or the future is dropped.
     ///

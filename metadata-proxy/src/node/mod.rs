@@ -5,6 +5,7 @@
 
 mod control;
 mod exposition;
+mod lines;
 mod logging;
 mod registrations;
 mod settings;
@@ -72,7 +73,7 @@ pub struct Ends {
 /// Whatever keeps it from starting, with what to do about it. Once it runs, failures are logged,
 /// shown in `status`, and dealt with.
 pub fn run(config: Config, sources: ConfigSources) -> anyhow::Result<()> {
-    logging::start(&config.log)?;
+    let _logging = logging::start(&config.log)?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,11 +9,15 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
 use crate::{serve, tenants::Service};
+
+/// How long open connections may take to be dropped.
+const DROPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a worker is given.
 struct Job {
@@ -93,6 +97,9 @@ async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<serve::Node>) {
     // Connections go on until they are through or nobody waits for them any longer.
     tokio::select! {
         () = node.connections_over() => {}
-        () = node.ends.aborting.cancelled() => {}
+        () = node.ends.aborting.cancelled() => {
+            // Each connection is dropped by its own task, which takes no time worth mentioning.
+            let _ = tokio::time::timeout(DROPPED_WITHIN, node.connections_over()).await;
+        }
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Guest {
     pub(super) node: Arc<Node>,
     pub(super) admitted: ConnectionToken,
     pub(super) socket: Watched,
+    /// Whether the answer being written is whole, and the last of the connection.
+    pub(super) is_last: AtomicBool,
 }
 
 /// How a connection ends when the process does.
@@ -155,6 +157,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 node: Arc::clone(node),
                 admitted,
                 socket: Watched::new(&stream),
+                is_last: AtomicBool::new(false),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -200,7 +203,12 @@ async fn serve(stream: TcpStream, guest: Guest) {
         .half_close(true)
         // As everybody writes them; some guests' parsers were never tried with anything else.
         .title_case_headers(true);
-    let io = TokioIo::new(GuestIo::new(stream, settings.timeouts.client));
+    let io = TokioIo::new(GuestIo::new(
+        stream,
+        settings.timeouts.client,
+        &guest.is_last,
+        &node.ends.stopping,
+    ));
     drop(settings);
     let guest = &guest;
     let has_asked = AtomicBool::new(false);
@@ -213,9 +221,9 @@ async fn serve(stream: TcpStream, guest: Guest) {
     let ended = loop {
         tokio::select! {
             biased;
-            ended = &mut connection => break ended,
-            () = service.gone.cancelled() => break Ok(()),
-            () = node.ends.aborting.cancelled() => break Ok(()),
+            ended = &mut connection => break Some(ended),
+            () = service.gone.cancelled() => break None,
+            () = node.ends.aborting.cancelled() => break None,
             () = node.ends.stopping.cancelled(), if ending == Ending::NotYet => {
                 ending = Ending::WithNextAnswer;
             }
@@ -225,16 +233,21 @@ async fn serve(stream: TcpStream, guest: Guest) {
             }
         }
     };
-    if let Err(error) = ended {
-        node.metrics.connection_failed(&error);
-        debug!(tenant = %service.tenant, guest = %guest.address, %error, "connection ended early");
-        if error.is_timeout() {
-            let rest = connection.into_parts();
-            // Who has had an answer and asks no more is told nothing, as by haproxy.
-            if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
-                rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            node.metrics.connection_failed(&error);
+            debug!(tenant = %service.tenant, guest = %guest.address, %error,
+                "connection ended early");
+            if error.is_timeout() {
+                let rest = connection.into_parts();
+                // Who has had an answer and asks no more is told nothing, as by haproxy.
+                if !has_asked.load(Ordering::Relaxed) || !rest.read_buf.is_empty() {
+                    rest.io.into_inner().write_late(REQUEST_TIMEOUT);
+                }
             }
         }
+        None => connection.into_parts().io.into_inner().reset(),
     }
     service.counters.open.fetch_sub(1, Ordering::Relaxed);
 }

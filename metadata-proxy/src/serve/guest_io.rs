@@ -1,35 +1,108 @@
-//! A guest's socket that gives up on a guest which takes nothing for too long.
+//! A guest's socket that gives up on a guest which takes nothing for too long, and is not closed
+//! before the guest has taken what it was sent.
 //!
 //! Reading has timeouts of its own, in the parser and for bodies; without this one a guest that
-//! never reads would keep an answer in memory for ever.
+//! never reads would keep an answer in memory for ever. A connection is over when its last byte has
+//! arrived, not when the kernel has it: only then may the process end, and take the route away that
+//! the guest's acknowledgements come by.
 
 use std::{
     io::{self, IoSlice},
+    os::fd::AsRawFd as _,
     pin::Pin,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use nix::sys::socket::{MsgFlags, sendmsg};
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::listener;
 
 /// A socket with a bound on how long a write may stand still.
-pub(super) struct GuestIo {
+pub(super) struct GuestIo<'a> {
     stream: TcpStream,
     patience: Duration,
+    /// Set once what is written is the last, whole answer, after which the connection ends.
+    is_last: &'a AtomicBool,
+    /// Cancelled when the process is about to end.
+    stopping: &'a CancellationToken,
+    /// Whether the guest has closed its side: then it is not for us to linger.
+    guest_closed: bool,
     /// Made when a write stands still for the first time: nearly no connection needs one.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Made when there is something the guest has not taken when the connection is closed.
+    farewell: Option<Farewell>,
 }
 
-impl GuestIo {
-    pub(super) const fn new(stream: TcpStream, patience: Duration) -> Self {
+/// The wait for a guest that has not taken everything.
+struct Farewell {
+    until: Instant,
+    pause: Duration,
+    next_look: Pin<Box<Sleep>>,
+}
+
+/// First and longest wait between two looks at what a guest has taken: a round trip, and more.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// As much as a guest that is there takes in one round trip (ten segments, RFC 6928): it is not
+/// waited for while the process goes on.
+const ONE_FLIGHT: libc::c_int = 14_600;
+
+impl<'a> GuestIo<'a> {
+    /// `is_last` and `stopping` are looked at when it matters.
+    pub(super) const fn new(
+        stream: TcpStream,
+        patience: Duration,
+        is_last: &'a AtomicBool,
+        stopping: &'a CancellationToken,
+    ) -> Self {
         Self {
             stream,
             patience,
+            is_last,
+            stopping,
+            guest_closed: false,
             stalled: None,
+            farewell: None,
+        }
+    }
+
+    /// How much the guest has not taken, and still may.
+    fn untaken(&self) -> libc::c_int {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and the request writes one int.
+        let result =
+            unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        // A connection that was reset counts what it will never send, but has no peer any more.
+        if result != 0 || (bytes > 0 && self.stream.peer_addr().is_err()) {
+            return 0;
+        }
+        bytes
+    }
+
+    /// Waits until the guest has taken everything, or patience is over.
+    fn poll_taken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let is_taken = self.untaken() == 0;
+            let Some(farewell) = &mut self.farewell else {
+                return Poll::Ready(());
+            };
+            if is_taken || Instant::now() >= farewell.until {
+                return Poll::Ready(());
+            }
+            ready!(farewell.next_look.as_mut().poll(cx));
+            farewell.pause = (farewell.pause * 2).min(LONGEST_PAUSE);
+            let next = Instant::now() + farewell.pause;
+            farewell.next_look.as_mut().reset(next);
         }
     }
 
@@ -37,6 +110,14 @@ impl GuestIo {
     pub(super) fn write_late(&self, bytes: &[u8]) {
         // Who does not take them will not miss them.
         let _ = self.stream.try_write(bytes);
+    }
+
+    /// Closes at once, whatever is under way: nothing of the connection stays, not even in the
+    /// kernel, which would keep a socket, and with it its namespace, until the guest has said
+    /// farewell.
+    pub(super) fn reset(self) {
+        // Without it the kernel closes in its own time.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Passes on what a write says; a write that stands still fails when patience is over.
@@ -58,23 +139,52 @@ impl GuestIo {
     }
 }
 
-impl AsyncRead for GuestIo {
+impl GuestIo<'_> {
+    /// Writes what the end of the connection follows at once: the kernel holds the last segment
+    /// back until then, and sends both as one.
+    fn poll_write_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            let send = || {
+                sendmsg::<()>(self.stream.as_raw_fd(), bufs, &[], flags, None).map_err(Into::into)
+            };
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+}
+
+impl AsyncRead for GuestIo<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && buf.filled().len() == before;
+        read
     }
 }
 
-impl AsyncWrite for GuestIo {
+impl AsyncWrite for GuestIo<'_> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, &[IoSlice::new(buf)])
+        } else {
+            Pin::new(&mut self.stream).poll_write(cx, buf)
+        };
         self.paced(cx, written)
     }
 
@@ -83,7 +193,11 @@ impl AsyncWrite for GuestIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let written = if self.is_last.load(Ordering::Relaxed) {
+            self.poll_write_last(cx, bufs)
+        } else {
+            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        };
         self.paced(cx, written)
     }
 
@@ -96,15 +210,96 @@ impl AsyncWrite for GuestIo {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        // Before the guest is told: its answer to that may be faster than we are.
+        if !self.guest_closed {
+            listener::free_port(&self.stream);
+        }
+        if self.farewell.is_none() {
+            let negligible = if self.stopping.is_cancelled() {
+                0
+            } else {
+                ONE_FLIGHT
+            };
+            if self.untaken() > negligible {
+                self.farewell = Some(Farewell {
+                    until: Instant::now() + self.patience,
+                    pause: FIRST_PAUSE,
+                    next_look: Box::pin(sleep(FIRST_PAUSE)),
+                });
+            }
+        }
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        self.poll_taken(cx).map(Ok)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpSocket,
+        time::timeout,
+    };
 
     use super::*;
+
+    /// More than the guest's side takes before it is read.
+    const ANSWER: usize = 64 << 10;
+
+    /// A connection to a guest that takes little before it reads.
+    async fn to_a_slow_guest() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(2048).unwrap();
+        let guest = socket
+            .connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        SockRef::from(&stream)
+            .set_send_buffer_size(2 * ANSWER)
+            .unwrap();
+        (guest, stream)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_not_over_before_the_guest_has_taken_everything() {
+        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
+        let (mut guest, stream) = to_a_slow_guest().await;
+        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
+        io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
+        let mut leaving = Box::pin(io.shutdown());
+        assert!(
+            timeout(Duration::from_millis(50), &mut leaving)
+                .await
+                .is_err()
+        );
+        let mut taken = Vec::new();
+        let (left, read) = tokio::join!(leaving, guest.read_to_end(&mut taken));
+        left.unwrap();
+        read.unwrap();
+        assert_eq!(taken.len(), ANSWER);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_takes_nothing_or_is_gone_is_not_waited_for() {
+        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
+        let (guest, stream) = to_a_slow_guest().await;
+        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
+        io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
+        io.shutdown().await.unwrap();
+        drop(guest);
+
+        let (guest, stream) = to_a_slow_guest().await;
+        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
+        io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
+        // With bytes unread, this is a reset.
+        drop(guest);
+        timeout(Duration::from_secs(5), io.shutdown())
+            .await
+            .unwrap()
+            .ok();
+    }
 
     #[tokio::test]
     async fn a_guest_that_never_reads_is_given_up_on() {
@@ -113,7 +308,9 @@ mod tests {
             .await
             .unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        let mut io = GuestIo::new(stream, Duration::from_millis(50));
+        let going_on = CancellationToken::new();
+        let is_last = AtomicBool::new(false);
+        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
         let endless = vec![0; 1 << 20];
         let error = loop {
             if let Err(error) = io.write_all(&endless).await {
@@ -122,5 +319,34 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(guest);
+    }
+
+    /// Bytes written that the kernel has not sent.
+    fn unsent(stream: &TcpStream) -> i32 {
+        let mut bytes = 0;
+        // SAFETY: SIOCOUTQNSD writes one int to where it is told; the descriptor is open.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), 0x894b, &raw mut bytes) };
+        assert_eq!(result, 0);
+        bytes
+    }
+
+    #[tokio::test]
+    async fn the_last_answer_is_sent_with_the_end_of_the_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let going_on = CancellationToken::new();
+        let is_last = AtomicBool::new(true);
+        let mut io = GuestIo::new(stream, Duration::from_secs(5), &is_last, &going_on);
+        io.write_all(b"answer").await.unwrap();
+        assert_eq!(unsent(&io.stream), 6);
+        io.shutdown().await.unwrap();
+        guest.readable().await.unwrap();
+        let mut received = [0; 16];
+        assert_eq!(guest.try_read(&mut received).unwrap(), 6);
+        assert_eq!(guest.try_read(&mut received).unwrap(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, sync::atomic::Ordering, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
@@ -172,10 +172,14 @@ pub(super) async fn answer(
             (error.into_answer(), Some(label))
         }
     };
-    if guest.node.ends.stopping.is_cancelled() {
+    let is_ending = guest.node.ends.stopping.is_cancelled();
+    if is_ending {
         let close = HeaderValue::from_static("close");
         answer.headers_mut().insert(header::CONNECTION, close);
     }
+    let is_whole = matches!(answer.body(), AnswerBody::Full(_));
+    let is_last = is_whole && (is_ending || ends_connection(&head));
+    guest.is_last.store(is_last, Ordering::Relaxed);
     let access = Access {
         tenant: service.tenant,
         guest: guest.address,
@@ -188,6 +192,19 @@ pub(super) async fn answer(
         is_logged: settings.log_access,
     };
     Ok(guest.node.metrics.record(access, answer))
+}
+
+/// Whether the guest wants the connection to end with this answer; says no where it is not certain.
+fn ends_connection(head: &http::request::Parts) -> bool {
+    let wishes = head
+        .headers
+        .get(header::CONNECTION)
+        .map(HeaderValue::as_bytes);
+    match head.version {
+        Version::HTTP_11 => wishes.is_some_and(|wish| wish.eq_ignore_ascii_case(b"close")),
+        Version::HTTP_10 => wishes.is_none(),
+        _ => false,
+    }
 }
 
 /// The steps after the proof, in their order.

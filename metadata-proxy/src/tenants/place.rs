@@ -8,11 +8,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, SocketAddrV6, TcpListener},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, TenantKind};
-use socket2::{Domain, Socket, Type};
 use tracing::{debug, warn};
 
 use crate::{
@@ -90,15 +89,8 @@ pub(super) struct Place {
 /// What was opened in a namespace.
 pub(super) struct Opened {
     pub(super) listeners: Vec<TcpListener>,
-    pub(super) way_back: OwnedFd,
     pub(super) events: EventSocket,
     pub(super) place: Place,
-}
-
-/// Makes a socket that leads back into the namespace the calling thread is in. It is not the listener:
-/// that must be closed when its worker closes it.
-fn way_back() -> io::Result<OwnedFd> {
-    Socket::new(Domain::UNIX, Type::DGRAM.cloexec(), None).map(OwnedFd::from)
 }
 
 /// Opens everything that a tenant namespace needs, or nothing.
@@ -110,7 +102,6 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
     if cookie == plan.own_cookie {
         return Err(PlaceError::OwnNamespace);
     }
-    let way_back = way_back().map_err(system("cannot keep a way back into the namespace"))?;
     // Subscribed before anything is looked at, so that no change slips between.
     let events = EventSocket::open().map_err(system("cannot subscribe to netlink events"))?;
     let mut place = Place {
@@ -133,7 +124,6 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
     match finished {
         Ok(()) => Ok(Opened {
             listeners,
-            way_back,
             events,
             place,
         }),
@@ -334,28 +324,30 @@ fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place)
     mended
 }
 
-/// Steers nothing more to our listener, and prepares its closing; what is open goes on.
-pub(super) fn quiet(kernel: &dyn Kernel, place: &mut Place) {
+/// Steers nothing more; what was accepted needs the rest.
+pub(super) fn detach(kernel: &dyn Kernel, place: &mut Place) {
     for (_, attachment) in std::mem::take(&mut place.attachments) {
         if let Err(error) = kernel.detach(place.cookie, &attachment) {
             warn!(%error, "left steer attached");
         }
     }
+}
+
+/// Steers nothing more, and prepares the listener's closing beside another proxy that takes over;
+/// what was accepted needs the rest.
+pub(super) fn quiet(kernel: &dyn Kernel, place: &mut Place) {
+    detach(kernel, place);
     kernel.forget(place.cookie);
     match listener::set_handing_over(true) {
         Ok(did_before) => place.hands_over = !did_before,
-        // It matters only where another proxy listens on the very same address.
+        // It matters only where the other proxy listens on the very same address.
         Err(error) => debug!(%error, "a listener beside ours gets nothing from it"),
     }
 }
 
 /// Takes out what is ours. What cannot be removed is logged: the namespace may be going away.
 pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
-    for (_, attachment) in std::mem::take(&mut place.attachments) {
-        if let Err(error) = kernel.detach(place.cookie, &attachment) {
-            warn!(%error, "left steer attached");
-        }
-    }
+    detach(kernel, place);
     kernel.forget(place.cookie);
     for index in std::mem::take(&mut place.metadata_v6) {
         if let Err(error) = netlink::remove_metadata_v6(index) {

@@ -71,6 +71,7 @@ pub struct Service {
     /// Cancelled when the tenant is gone: its connections end at once.
     pub gone: CancellationToken,
     may_forward: AtomicBool,
+    over: CancellationToken,
 }
 
 impl Service {
@@ -91,7 +92,14 @@ impl Service {
             counters,
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
+            over: CancellationToken::new(),
         }
+    }
+
+    /// Cancelled when nobody holds the service any more: its listeners and connections are closed.
+    #[must_use]
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
     }
 
     /// Whether requests of its guests may be forwarded; false for a router without an addressed
@@ -104,5 +112,11 @@ impl Service {
     /// Notes whether requests may be forwarded.
     pub fn set_may_forward(&self, may: bool) {
         self.may_forward.store(may, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.over.cancel();
     }
 }

@@ -54,9 +54,9 @@ impl Place {
              steering.cgroup = \"/sys/fs/cgroup\"\nsteering.connect_hooks = false\n\
              upstream.kind = \"http\"\nupstream.http.address = \"127.0.0.1:9\"\n\
              admin.socket = {:?}\nadmin.register_socket = {:?}\n",
-            place.path("netns"),
-            place.path("admin.sock"),
-            place.path("register.sock"),
+            place.path("netns").display().to_string(),
+            place.path("admin.sock").display().to_string(),
+            place.path("register.sock").display().to_string(),
         );
         fs::write(place.path("metadata-proxy.toml"), text).unwrap();
         place
@@ -116,9 +116,8 @@ fn run_refuses_without_a_needed_capability_and_runs_without_any_other() {
         .unwrap();
     let deadline = Instant::now() + READY_WITHIN;
     while !place.path("admin.sock").exists() {
-        if child.try_wait().unwrap().is_some() {
-            panic!("the agent ended: {}", told(child));
-        }
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "the agent ended: {}", told(child));
         assert!(Instant::now() < deadline, "the agent is not ready");
         thread::sleep(POLL);
     }

@@ -58,6 +58,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     log_to: Option<Arc<OwnedFd>>,
     inside: Option<Arc<Netns>>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -70,6 +71,7 @@ impl Builder {
             environment: vec![],
             log_to: None,
             inside: None,
+            under: vec![],
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -101,6 +103,13 @@ impl Builder {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs it under another program: its name and arguments, before the agent's own.
+    #[must_use]
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -183,11 +192,20 @@ impl Builder {
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
         let binary = self.binary.map_or_else(binary, Ok)?;
+        let (program, arguments) = match self.under.split_first() {
+            None => (binary.clone(), vec![]),
+            Some((program, arguments)) => {
+                let mut arguments = arguments.to_vec();
+                arguments.push(binary.display().to_string());
+                (PathBuf::from(program), arguments)
+            }
+        };
         let mut command = match &self.inside {
-            Some(netns) => netns.command(&binary)?,
-            None => Command::new(&binary),
+            Some(netns) => netns.command(&program)?,
+            None => Command::new(&program),
         };
         command
+            .args(arguments)
             .arg("run")
             .arg("--config")
             .arg(&configuration)

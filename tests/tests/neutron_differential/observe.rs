@@ -217,7 +217,7 @@ fn note_answer(seen: &mut Observation, number: usize, answer: &Answer) {
     let body = match body.len() {
         0 => "nothing".to_owned(),
         _ if !body.contains(MARK) => "a page of the proxy's".to_owned(),
-        0..100 => body.into_owned(),
+        1..100 => body.into_owned(),
         long => format!("{long} bytes of the upstream's"),
     };
     note(seen, aspect("body"), body);

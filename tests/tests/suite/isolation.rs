@@ -11,10 +11,10 @@ const SOURCE_PORT: u16 = 40_000;
 
 #[test]
 fn the_same_five_tuple_in_two_tenants_leads_to_each_its_own() {
+    type Way = fn(&Guest) -> std::net::SocketAddr;
     let stage = Stage::new();
     let tenants = [Kind::Router, Kind::Router, Kind::Network, Kind::OvnNetwork]
         .map(|kind| stage.tenant(kind));
-    type Way = fn(&Guest) -> std::net::SocketAddr;
     let ways: [Way; 2] = [
         |_| connection::METADATA_V4_SOCKET.into(),
         |guest| connection::metadata_v6(&guest.netns).unwrap(),

@@ -21,14 +21,14 @@ mod neutron_rules;
 mod direct;
 mod processes;
 
-//mod interfaces;
-//mod namespaces;
-//mod repair;
+mod interfaces;
+mod namespaces;
+mod repair;
 
-//mod drain;
-//mod map;
-//mod reload;
-//mod restart;
+mod drain;
+mod map;
+mod reload;
+mod restart;
 
 //mod framing;
 //mod limits;

@@ -195,3 +195,16 @@ pub(crate) fn times_steered(netns: &Netns, device: &str) -> usize {
         })
         .count()
 }
+
+/// What an agent has left on its node outside of namespaces.
+pub(crate) fn traces_on_node(node: &Node) -> Vec<String> {
+    let footprint = Footprint::of_node(node).unwrap().to_string();
+    // Every bpffs has the kernel's own two from the start, where the kernel is built so.
+    let is_kernels =
+        |line: &str| line.ends_with("/bpf/maps.debug") || line.ends_with("/bpf/progs.debug");
+    footprint
+        .lines()
+        .filter(|line| !is_kernels(line))
+        .map(str::to_owned)
+        .collect()
+}

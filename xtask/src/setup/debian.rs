@@ -76,6 +76,7 @@ pub(super) const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("wrk", "wrk"),
     ("iperf3", "iperf3"),
     ("jq", "jq"),
+    ("valgrind", "valgrind"),
     ("tcpdump", "tcpdump"),
     ("bpftool", "bpftool"),
     ("cloud-init", "cloud-init"),

@@ -137,7 +137,7 @@ mod tests {
         assert!(
             after
                 .trim_start_matches('\0')
-                .starts_with("12345\0\0\0070701"),
+                .starts_with("12345\0\0\x00070701"),
             "{text}"
         );
         assert!(text.contains("TRAILER!!!\0"));

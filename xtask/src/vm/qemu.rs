@@ -227,7 +227,7 @@ fn lines(
 }
 
 /// How long a machine may take from its start to PID 1's first line.
-pub(super) const BOOT: Duration = Duration::from_secs(60);
+pub(super) const BOOT: Duration = Duration::from_mins(1);
 
 /// Fails early, with a reason, where `--accel kvm` cannot work.
 pub(super) fn ensure_usable(accel: Accel) -> anyhow::Result<()> {

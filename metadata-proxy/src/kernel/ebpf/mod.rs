@@ -17,7 +17,7 @@ use aya::{
     util::KernelVersion,
 };
 use metadata_proxy_common::{ABI_VERSION, Outcome, names};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use self::tenant_map::{Key, TenantMap, Value};
 use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, adopt};
@@ -144,13 +144,18 @@ impl EbpfKernel {
         self.attach_type
     }
 
-    /// Removes everything of ours from bpffs, which detaches the cgroup hooks.
+    /// Removes everything of ours from bpffs, which detaches the cgroup hooks. The map of tenants
+    /// stays while somebody else's declarations are in it: they are served again after a start.
     pub fn remove_pins(&self) {
         for name in CGROUP_HOOKS {
             adopt::unpin(&self.cgroup_pin(name));
         }
-        adopt::unpin(&self.options.bpffs_dir.join(names::TENANTS));
         adopt::unpin(&self.options.bpffs_dir.join(names::OUTCOMES));
+        if self.tenants.has_foreign() {
+            info!("the map of tenants stays: it holds declarations of others");
+            return;
+        }
+        adopt::unpin(&self.options.bpffs_dir.join(names::TENANTS));
         if let Err(error) = std::fs::remove_dir(&self.options.bpffs_dir) {
             debug!(%error, dir = %self.options.bpffs_dir.display(), "left the bpffs directory");
         }

@@ -90,6 +90,11 @@ impl TenantMap {
             .collect()
     }
 
+    /// Whether others wrote anything, right or wrong.
+    pub(super) fn has_foreign(&self) -> bool {
+        self.entries(|value| !value.is_of_agent()).next().is_some()
+    }
+
     fn entries(
         &self,
         wanted: impl Fn(&TenantValue) -> bool,

@@ -8,9 +8,12 @@ mod serving;
 mod status;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,7 +22,9 @@ use tracing::debug;
 
 pub use self::handle::{AddError, Command, RegistryHandle};
 use super::{
-    Backoff, Counters, Declaration, Phase, Provider, Service, Settings, life::Life, place::Place,
+    Backoff, Counters, Declaration, Phase, Provider, Service, Settings,
+    life::Life,
+    place::{self, Place},
 };
 use crate::{
     admin::api::TenantStatus,
@@ -31,6 +36,10 @@ use crate::{
 
 /// Commands that wait; a provider that sends more waits itself.
 const INBOX: usize = 1024;
+/// Every namespace is audited within this many audits.
+const AUDIT_ROUNDS: usize = 64;
+/// As many namespaces as one audit looks at in any case.
+const AUDIT_LEAST: usize = 16;
 
 /// Called with the cookies of the namespaces served after the first scan.
 pub type OnSettled = Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>;
@@ -51,6 +60,10 @@ pub struct Registry {
     backoff: Backoff,
     entries: HashMap<NetnsId, Entry>,
     dirty: HashSet<NetnsId>,
+    /// Those whose turn in the audit is still to come.
+    unaudited: VecDeque<NetnsId>,
+    /// Whether some namespace changed and the inbox was too full to be told which.
+    missed: Arc<AtomicBool>,
     is_quiet: bool,
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
@@ -91,8 +104,8 @@ struct Entry {
 struct Served {
     service: Arc<Service>,
     place: Place,
-    /// Leads back into the namespace without a path; keeps no more alive than the listener.
-    way_back: OwnedFd,
+    /// A way back into the namespace that needs no path; does not keep more alive than the listener.
+    handle: OwnedFd,
     watcher: JoinHandle<()>,
     /// Whether its entry in the map is somebody else's.
     is_foreign: bool,
@@ -124,6 +137,8 @@ impl Registry {
             backoff: parts.backoff,
             entries: HashMap::new(),
             dirty: HashSet::new(),
+            unaudited: VecDeque::new(),
+            missed: Arc::default(),
             is_quiet: false,
             commands,
             sender,
@@ -137,6 +152,10 @@ impl Registry {
         loop {
             let retry = self.next_retry();
             let wake = retry.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+            if self.missed.swap(false, Ordering::Relaxed) {
+                // Which namespaces changed is not known any more.
+                self.dirty.extend(self.entries.keys());
+            }
             tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
@@ -169,13 +188,7 @@ impl Registry {
             Command::Changed(netns) => {
                 self.dirty.insert(netns);
             }
-            Command::Audit => {
-                let served = self
-                    .entries
-                    .iter()
-                    .filter(|(_, entry)| entry.served.is_some());
-                self.dirty.extend(served.map(|(netns, _)| *netns));
-            }
+            Command::Audit => self.audit(),
             Command::Settled(done) => {
                 if let Some(settled) = self.on_settled.take() {
                     settled(&self.cookies());
@@ -198,6 +211,17 @@ impl Registry {
         }
     }
 
+    /// Has the next few namespaces looked at, in turn: what changes in one is told by netlink, so
+    /// that the audit need not be quick, and on a node with many tenants it would be dear.
+    fn audit(&mut self) {
+        if self.unaudited.is_empty() {
+            self.unaudited.extend(self.entries.keys());
+        }
+        let share = self.entries.len().div_ceil(AUDIT_ROUNDS).max(AUDIT_LEAST);
+        let share = share.min(self.unaudited.len());
+        self.dirty.extend(self.unaudited.drain(..share));
+    }
+
     async fn remove(&mut self, tenant: Tenant) -> Option<bool> {
         let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
             let declarations = &entry.declarations;
@@ -217,6 +241,27 @@ impl Registry {
             self.withdraw(netns, Provider::Admin).await;
         }
         Some(by_hand)
+    }
+
+    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
+    async fn quiesce(&mut self) {
+        self.is_quiet = true;
+        for entry in self.entries.values_mut() {
+            let Some(served) = &mut entry.served else {
+                continue;
+            };
+            let place = std::mem::replace(&mut served.place, Place::empty());
+            let detached = serving::inside(
+                &self.netns,
+                &self.kernel,
+                &served.handle,
+                place,
+                place::quiet,
+            );
+            if let Some(place) = detached.await {
+                served.place = place;
+            }
+        }
     }
 
     fn cookies(&self) -> HashSet<NetnsCookie> {

@@ -1,17 +1,26 @@
 //! Brings a tenant up, keeps it right, and takes it down: the registry's work in namespaces.
 
-use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
 use crate::{
-    netns::{Netns, NetnsError, NetnsId},
+    kernel::Kernel,
+    netns::{Netns, NetnsError, NetnsId, NetnsThread},
     tenants::{
         Counters, Declaration, Phase, Plan, Provider, Service, Settings,
         place::{self, Opened, Place, PlaceError},
     },
 };
+
+/// How long the workers may take to close what a tenant had open.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 
 impl Registry {
     pub(super) async fn withdraw(&mut self, netns: NetnsId, provider: Provider) {
@@ -134,15 +143,18 @@ impl Registry {
     ) -> Result<Served, String> {
         let Opened {
             listeners,
-            way_back,
             events,
             place,
         } = opened;
+        let handle = match events.handle() {
+            Ok(handle) => handle,
+            Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
+        };
         // What somebody else wrote into the map is theirs to write and to remove.
         if declaration.provider != Provider::Map
             && let Err(error) = self.kernel.declare(place.cookie, declaration.tenant)
         {
-            self.clear(&way_back, place).await;
+            inside(&self.netns, &self.kernel, &handle, place, place::clear).await;
             return Err(error.to_string());
         }
         let service = Arc::new(Service::new(
@@ -157,11 +169,15 @@ impl Registry {
             self.workers.listen(Arc::clone(&service), listener);
         }
         let sender = self.sender.clone();
+        let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
         let watcher = tokio::spawn(async move {
-            // Should the registry be too busy to hear, it is already looking at this namespace or
-            // the audit will.
-            let changed = move || drop(sender.try_send(Command::Changed(netns)));
+            let changed = move || {
+                // A registry that has not room for one more command is about to obey others.
+                if sender.try_send(Command::Changed(netns)).is_err() {
+                    missed.store(true, Ordering::Relaxed);
+                }
+            };
             if let Err(error) = events.watch(changed).await {
                 error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
             }
@@ -173,40 +189,10 @@ impl Registry {
         Ok(Served {
             service,
             place,
-            way_back,
+            handle,
             watcher,
             is_foreign,
         })
-    }
-
-    /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
-    pub(super) async fn quiesce(&mut self) {
-        self.is_quiet = true;
-        for entry in self.entries.values_mut() {
-            let Some(served) = &mut entry.served else {
-                continue;
-            };
-            let kernel = Arc::clone(&self.kernel);
-            let mut place = std::mem::replace(&mut served.place, Place::empty());
-            let quieted = match Netns::of_socket(&served.way_back) {
-                Ok(netns) => {
-                    let quiet = move || {
-                        place::quiet(&*kernel, &mut place);
-                        place
-                    };
-                    self.netns.run(netns, quiet).await
-                }
-                Err(error) => Err(NetnsError::Enter(error)),
-            };
-            match quieted {
-                Ok(place) => served.place = place,
-                // Pinned links need no namespace to be removed; the rest goes with the namespace.
-                Err(error) => {
-                    self.kernel.forget(served.service.cookie);
-                    warn!(%error, tenant = %served.service.tenant, "cannot detach before draining");
-                }
-            }
-        }
     }
 
     /// Ends the service of a tenant, the reverse of bringing it up.
@@ -219,31 +205,29 @@ impl Registry {
             return;
         };
         if !served.is_foreign
-            && let Err(error) = self.kernel.withdraw(served.place.cookie)
+            && let Err(error) = self.kernel.withdraw(served.service.cookie)
         {
             error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
         }
         served.watcher.abort();
-        self.clear(&served.way_back, served.place).await;
-        // Only now, when nothing is steered to it any more, the listener closes.
-        served.service.gone.cancel();
-    }
-
-    async fn clear(&self, way_back: &OwnedFd, mut place: Place) {
-        let kernel = Arc::clone(&self.kernel);
-        let cookie = place.cookie;
-        let cleared = match Netns::of_socket(way_back) {
-            Ok(netns) => {
-                self.netns
-                    .run(netns, move || place::clear(&*kernel, &mut place))
-                    .await
-            }
-            Err(error) => Err(NetnsError::Enter(error)),
-        };
-        if let Err(error) = cleared {
-            // Pinned links are what would keep steering; they need no namespace to be removed.
-            self.kernel.forget(cookie);
-            warn!(%error, "cannot clean a tenant namespace");
+        let Served {
+            service,
+            place,
+            handle,
+            ..
+        } = served;
+        let place = inside(&self.netns, &self.kernel, &handle, place, place::detach).await;
+        // Only now, when nothing is steered to it any more, the listener closes. Its connections
+        // end while the route is there: without it no farewell of a guest's would arrive, and the
+        // kernel would keep the sockets, and with them the namespace, for minutes.
+        let over = service.over();
+        service.gone.cancel();
+        drop(service);
+        if timeout(CLOSED_WITHIN, over.cancelled()).await.is_err() {
+            warn!("connections of a tenant that is gone take long to close");
+        }
+        if let Some(place) = place {
+            inside(&self.netns, &self.kernel, &handle, place, place::clear).await;
         }
     }
 
@@ -270,7 +254,7 @@ impl Registry {
         let plan = self.plan(&declaration);
         let kernel = Arc::clone(&self.kernel);
         let place = std::mem::replace(&mut served.place, Place::empty());
-        let outcome = match Netns::of_socket(&served.way_back) {
+        let outcome = match Netns::of_socket(&served.handle) {
             Ok(namespace) => {
                 self.netns
                     .run(namespace, move || {
@@ -312,6 +296,37 @@ impl Registry {
                 served.service.gone.cancel();
                 entry.life.failed(error.to_string(), Instant::now());
             }
+        }
+    }
+}
+
+/// Takes something out of a namespace; `None` if there is no way in.
+pub(super) async fn inside(
+    netns: &NetnsThread,
+    kernel: &Arc<dyn Kernel>,
+    handle: &OwnedFd,
+    mut place: Place,
+    work: fn(&dyn Kernel, &mut Place),
+) -> Option<Place> {
+    let cookie = place.cookie;
+    let worked = match Netns::of_socket(handle) {
+        Ok(namespace) => {
+            let kernel = Arc::clone(kernel);
+            let work = move || {
+                work(&*kernel, &mut place);
+                place
+            };
+            netns.run(namespace, work).await
+        }
+        Err(error) => Err(NetnsError::Enter(error)),
+    };
+    match worked {
+        Ok(place) => Some(place),
+        Err(error) => {
+            // Pinned links are what would keep steering; they need no namespace to be removed.
+            kernel.forget(cookie);
+            warn!(%error, "cannot clean a tenant namespace");
+            None
         }
     }
 }

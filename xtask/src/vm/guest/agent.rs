@@ -45,11 +45,11 @@ impl Agent {
              [discovery]\nnetns_dir = {:?}\n\
              [upstream]\nkind = \"embedded\"\n[upstream.embedded]\nfile = {:?}\n\
              [admin]\nsocket = {:?}\nregister_socket = {:?}\n",
-            scratch.join("bpf"),
-            namespaces,
-            instances,
-            socket,
-            scratch.join("register.sock"),
+            scratch.join("bpf").display().to_string(),
+            namespaces.display().to_string(),
+            instances.display().to_string(),
+            socket.display().to_string(),
+            scratch.join("register.sock").display().to_string(),
         );
         fs::write(&config, text).context("writing the agent's configuration")?;
         let mut command = Command::new(program);

@@ -44,7 +44,7 @@ impl Plant {
         let scratch = scratch.join(guest.name);
         fs::create_dir_all(&scratch).context("creating a folder for a guest's network")?;
         let segment = Namespace::create(&scratch, "segment")?;
-        segment.ip(&format!("link add br0 type bridge mcast_snooping 0"))?;
+        segment.ip("link add br0 type bridge mcast_snooping 0")?;
         segment.ip(&format!("link set br0 mtu {MTU} up"))?;
         segment.ip(&format!("tuntap add mode tap name {TAP} vnet_hdr"))?;
         segment.ip(&format!("link set {TAP} mtu {MTU} master br0 up"))?;
@@ -71,13 +71,14 @@ impl Plant {
                 }
             }
             Way::Ipv6Only => {
-                for address in ["2001:db8:6::2/64 nodad", "fe80::a9fe:a9fe/64 nodad"] {
-                    dhcp.ip(&format!("addr add {address} dev {DHCP_DEVICE}"))?;
-                }
+                dhcp.ip(&format!(
+                    "addr add 2001:db8:6::2/64 dev {DHCP_DEVICE} nodad"
+                ))?;
                 let namespace = qrouter(guest, namespaces, &segment)?;
                 namespace.ip(&format!(
                     "addr add 2001:db8:6::1/64 dev {ROUTER_DEVICE} nodad"
                 ))?;
+                rules(&namespace, false)?;
                 servers.push(radvd(&namespace, &scratch, tools)?);
                 router = Some(namespace);
             }

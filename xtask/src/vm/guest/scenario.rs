@@ -14,7 +14,7 @@ pub(super) enum Way {
     },
     /// Through the DHCP namespace of a network without a router.
     Isolated,
-    /// Through the DHCP namespace of a network that has no IPv4 (`force_metadata`).
+    /// Through its router's namespace, on a network without IPv4.
     Ipv6Only,
 }
 
@@ -123,6 +123,7 @@ impl Guest {
              say long-request $(curl -s -g -o /dev/null -w '%{{http_code}}' \
              -H \"X-Padding: $padding\" '{}/openstack/latest/meta_data.json')\n\
              say segmentation $(ethtool -k eth0 | sed -n 's/^tcp-segmentation-offload: //p')\n\
+             say gateway $(ip route show default; ip -6 route show default)\n\
              say end\n",
             self.url()
         );
@@ -147,8 +148,8 @@ impl Guest {
     /// The tenant and its instance, as the embedded upstream's file has them.
     pub(super) fn tenant(&self, user_data_file: &str) -> Value {
         let (kind, id) = match self.way {
-            Way::Router { .. } => ("router", self.router),
-            Way::Isolated | Way::Ipv6Only => ("network", self.network),
+            Way::Router { .. } | Way::Ipv6Only => ("router", self.router),
+            Way::Isolated => ("network", self.network),
         };
         json!({
             kind: id,
@@ -183,10 +184,18 @@ fn interface_id(mac: &str) -> String {
         .split(':')
         .filter_map(|byte| u8::from_str_radix(byte, 16).ok())
         .collect();
-    let [a, b, c, d, e, f] = bytes[..] else {
+    let Ok([first, mac @ ..]) = <[u8; 6]>::try_from(bytes) else {
         return String::new();
     };
-    format!("{:x}{b:02x}:{c:x}ff:fe{d:02x}:{e:x}{f:02x}", a ^ 2)
+    format!(
+        "{:x}{:02x}:{:x}ff:fe{:02x}:{:x}{:02x}",
+        first ^ 2,
+        mac[0],
+        mac[1],
+        mac[2],
+        mac[3],
+        mac[4]
+    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,209 @@
+//! What a tenant and a request may cost, so that a change that makes them dearer is noticed.
+//!
+//! Nothing here is timed: the numbers hold on a busy machine too. Those of a request are of the
+//! build that the tests are run with, optimised or not. Who makes one of them smaller lowers its
+//! budget.
+
+use std::{fs, path::Path, time::Duration};
+
+use metadata_proxy_tests::{
+    Agent, Kind, METADATA_V4, MetadataAgent, Node, TenantFixture, agent, wait_for,
+};
+
+/// Bytes of memory, PSS.
+const MEMORY_PER_TENANT: u64 = 12 * 1024;
+/// The listener, a handle to its namespace, the netlink subscription.
+const FILES_PER_TENANT: usize = 3;
+/// Instructions and allocations of a request on a connection of its own, access line included.
+const PER_REQUEST: Cost = if cfg!(debug_assertions) {
+    Cost {
+        instructions: 550_000,
+        allocations: 36,
+    }
+} else {
+    Cost {
+        instructions: 100_000,
+        allocations: 36,
+    }
+};
+
+const FEW: usize = 20;
+const MANY: usize = 120;
+const SOON: Duration = Duration::from_secs(30);
+/// Under valgrind everything takes its time.
+const LATE: Duration = Duration::from_secs(240);
+
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    instructions: u64,
+    allocations: u64,
+}
+
+fn memory(agent: &Agent) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", agent.pid())).unwrap();
+    let line = rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .unwrap();
+    line.trim()
+        .strip_suffix(" kB")
+        .unwrap()
+        .trim()
+        .parse::<u64>()
+        .unwrap()
+        * 1024
+}
+
+fn files(agent: &Agent) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", agent.pid()))
+        .unwrap()
+        .count()
+}
+
+/// Connections to the admin socket that may be open while files are counted.
+const QUESTIONS: usize = 4;
+
+#[test]
+fn a_tenant_costs_no_more_memory_and_files_than_budgeted() {
+    let node = Node::new().unwrap();
+    let upstream = MetadataAgent::builder()
+        .start(&node.directory().join("agent"))
+        .unwrap();
+    let agent = Agent::builder(&node)
+        .upstream_agent(upstream.socket())
+        .start()
+        .unwrap();
+    let mut tenants = Vec::new();
+    let mut serve = |count: usize| {
+        while tenants.len() < count {
+            tenants.push(TenantFixture::new(&node, Kind::Router).unwrap());
+        }
+        wait_for("service of all", SOON, || {
+            let status = agent.admin_json("/v1/status")?;
+            Ok((status["tenants"]["serving"] == count).then_some(()))
+        })
+        .unwrap();
+        (memory(&agent), files(&agent))
+    };
+    let (few, many) = (serve(FEW), serve(MANY));
+    let memory = many.0.saturating_sub(few.0) / (MANY - FEW) as u64;
+    let files = many.1 - few.1;
+    println!("a tenant: {memory} bytes, {} files", files / (MANY - FEW));
+    assert!(memory <= MEMORY_PER_TENANT, "{memory} bytes a tenant");
+    // A connection of the test's own questions may be open at either count.
+    assert!(
+        files <= FILES_PER_TENANT * (MANY - FEW) + QUESTIONS,
+        "{files} files for {}",
+        MANY - FEW
+    );
+}
+
+#[test]
+fn a_request_costs_no_more_instructions_and_allocations_than_budgeted() {
+    const FEW: u64 = 50;
+    const MANY: u64 = 150;
+    let (few, many) = (cost_of(FEW), cost_of(MANY));
+    let each = |of: fn(&Cost) -> u64| of(&many).saturating_sub(of(&few)) / (MANY - FEW);
+    let (instructions, allocations) = (each(|it| it.instructions), each(|it| it.allocations));
+    println!("a request: {instructions} instructions, {allocations} allocations");
+    assert!(instructions > 0 && allocations > 0, "nothing was counted");
+    assert!(
+        instructions <= PER_REQUEST.instructions,
+        "{instructions} instructions a request"
+    );
+    assert!(
+        allocations <= PER_REQUEST.allocations,
+        "{allocations} allocations a request"
+    );
+}
+
+/// What the whole life of an agent costs that answers so many requests.
+fn cost_of(requests: u64) -> Cost {
+    let node = Node::new().unwrap();
+    let upstream = MetadataAgent::builder()
+        .start(&node.directory().join("agent"))
+        .unwrap();
+    let tenant = TenantFixture::new(&node, Kind::Network).unwrap();
+    let counts = node.directory().join("callgrind");
+    let mut agent = Agent::builder(&node)
+        .under(&[
+            "valgrind",
+            "--tool=callgrind",
+            &format!("--callgrind-out-file={}", counts.display()),
+        ])
+        // valgrind knows nothing of kernel programs; the way of a request is the same.
+        .set("steering.engine", agent::quoted("bind"))
+        .set("steering.connect_hooks", false)
+        .set("workers", 1)
+        .set("log.level", agent::quoted("info"))
+        .upstream_agent(upstream.socket())
+        .start_unready()
+        .unwrap();
+    wait_for("service of the tenant", LATE, || {
+        Ok(tenant
+            .guest()
+            .curl(METADATA_V4, &[])?
+            .status
+            .eq(&200)
+            .then_some(()))
+    })
+    .unwrap();
+    for _ in 0..requests {
+        let reply = tenant.guest().curl(METADATA_V4, &[]).unwrap();
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    agent.stop().unwrap();
+    read(&counts)
+}
+
+/// Reads what callgrind counted: all instructions, and calls of functions that allocate.
+fn read(counts: &Path) -> Cost {
+    let text = fs::read_to_string(counts).unwrap();
+    let instructions = text
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("totals:")
+                .or(line.strip_prefix("summary:"))
+        })
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap();
+    // `fn=(17) name` names number 17 for the rest of the file; `cfn=(17)` is followed by
+    // `calls=COUNT TARGET`.
+    let mut allocators = std::collections::HashSet::new();
+    let mut allocations = 0;
+    let mut callee = "";
+    for line in text.lines() {
+        let named = line.strip_prefix("cfn=").or(line.strip_prefix("fn="));
+        if let Some(named) = named {
+            let (number, name) = named.split_once(' ').unwrap_or((named, ""));
+            if is_allocator(name) {
+                allocators.insert(number);
+            }
+            callee = if line.starts_with('c') { number } else { "" };
+        } else if let Some(calls) = line.strip_prefix("calls=")
+            && allocators.contains(callee)
+        {
+            allocations += calls
+                .split(' ')
+                .next()
+                .and_then(|n| n.parse::<u64>().ok())
+                .unwrap();
+        }
+    }
+    Cost {
+        instructions,
+        allocations,
+    }
+}
+
+/// jemalloc's own functions: each call is one allocation, or one that grows.
+fn is_allocator(name: &str) -> bool {
+    [
+        "_rjem_malloc",
+        "_rjem_mallocx",
+        "_rjem_calloc",
+        "_rjem_realloc",
+        "_rjem_rallocx",
+    ]
+    .contains(&name)
+}
