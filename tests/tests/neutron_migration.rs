@@ -202,7 +202,9 @@ fn a_node_is_migrated_and_migrated_back_without_a_failed_request() {
         noticed
     });
     let mut all = Noticed::default();
-    noticed.into_iter().for_each(|noticed| all.merge(noticed));
+    for noticed in noticed {
+        all.merge(noticed);
+    }
     println!(
         "{}: {}; {} kept connections, of which {} were closed while idle; {} requests crossed a \
          close and were asked again",
