@@ -185,7 +185,9 @@ impl Caller {
 pub fn free_port(stream: &impl AsFd) {
     let fd = stream.as_fd().as_raw_fd();
     let mut device: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let Ok(mut len) = libc::socklen_t::try_from(size_of::<libc::c_int>()) else {
+        return;
+    };
     // On an accepted socket it tells the device that the connection came in by
     // (`tcp_v6_syn_recv_sock`, for IPv4 too).
     // SAFETY: the buffer is one int and `len` says so.
