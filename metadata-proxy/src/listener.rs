@@ -22,6 +22,9 @@ use crate::{
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// Bytes of an int, as socket options take it.
+const INT_BYTES: libc::socklen_t = 4;
+const _: () = assert!(size_of::<libc::c_int>() == INT_BYTES as usize);
 /// `SO_ORIGINAL_DST` (`linux/netfilter_ipv4.h`), and `IP6T_SO_ORIGINAL_DST`, which is the same.
 const SO_ORIGINAL_DST: i32 = 80;
 
@@ -168,7 +171,7 @@ impl Caller {
 pub fn free_port(stream: &impl AsFd) {
     let fd = stream.as_fd().as_raw_fd();
     let mut device: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let mut len = INT_BYTES;
     // On an accepted socket it tells the device that the connection came in by
     // (`tcp_v6_syn_recv_sock`, for IPv4 too).
     // SAFETY: the buffer is one int and `len` says so.

@@ -157,7 +157,8 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
                 );
                 let outcome = ask(side, cell.busy, cell.mode, None, &plan)?;
                 let (before, after) = outcome.probed;
-                let cpu = (after - before).as_secs_f64() * 1e6 / load::count(outcome.answered);
+                let cpu = after.saturating_sub(before).as_secs_f64() * 1e6
+                    / load::count(outcome.answered);
                 seen.cpu.push(cpu);
                 seen.rate.push(outcome.rate());
                 seen.p50.push(outcome.percentile(0.5));
