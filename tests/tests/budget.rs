@@ -3,7 +3,6 @@
 //! Nothing here is timed: the numbers hold on a busy machine too. Those of a request are of the
 //! build that the tests are run with, optimised or not. Who makes one of them smaller lowers its
 //! budget.
-#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
 
 use std::{fs, path::Path, time::Duration};
 
