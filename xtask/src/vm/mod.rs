@@ -4,6 +4,7 @@
 //! installed. The verdict on a kernel is taken from the result lines of its guest alone.
 
 mod apt;
+mod cache;
 mod command;
 mod cpio;
 mod guest;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use anyhow::{Context as _, ensure};
 use metadata_proxy_vm_init::manifest::{self, Cgroups, Manifest, Test};
 
+use self::cache::Cache;
 pub(crate) use self::guest::{VmGuestArgs, run as run_guest};
 use self::kernels::Kernel;
 use self::outcome::Outcome;
@@ -33,7 +35,6 @@ use self::suite::{Role, TestProgram};
 use self::table::Column;
 use self::variant::{CAPABILITIES, Variant};
 use crate::build::{self, BuildArgs};
-use crate::workspace;
 
 /// Where the agent lies in a guest.
 const AGENT: &str = "/tests/metadata-proxy";
@@ -62,6 +63,9 @@ pub(crate) struct VmTestArgs {
     /// How the guest's processor is had
     #[arg(long, value_enum, default_value_t)]
     accel: Accel,
+    /// Writes which kernel got which engine and result to this file, as Markdown
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
     /// Shows all that the guests print, not only result lines
     #[arg(long)]
     verbose: bool,
@@ -72,14 +76,14 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let variants = Variant::parse(&args.variants)?;
     qemu::ensure_usable(args.accel)?;
-    let cache = cache();
+    let cache = Cache::claim()?;
 
-    let qemu = Qemu::fetch(&cache)?;
-    let kernels = kernels::fetch(&cache, &args.kernels)?;
-    let scratch = tempfile::tempdir_in(&cache).context("creating a folder for the initramfs")?;
+    let qemu = Qemu::fetch(cache.root())?;
+    let kernels = kernels::fetch(cache.root(), &args.kernels)?;
+    let scratch = cache.scratch()?;
     let agent = build::build(BuildArgs::DEBUG)?.agent;
     let tests = programs(&args.tests)?;
-    let base = base_archive(&agent, &tests, scratch.path())?;
+    let base = base_archive(&agent, &tests, &scratch)?;
     eprintln!(
         "{}; initramfs {} MiB; ready after {:.1} s",
         qemu.version()?,
@@ -90,8 +94,8 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
     let bench = Bench {
         args,
         qemu,
-        cache,
-        scratch: scratch.path(),
+        logs: cache.logs(),
+        scratch: &scratch,
         base,
         tests: &tests,
     };
@@ -102,6 +106,10 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
         }
     }
     println!("{}", table::render(&columns));
+    if let Some(page) = &args.page {
+        fs::write(page, table::page(&columns))
+            .with_context(|| format!("writing {}", page.display()))?;
+    }
     println!(
         "{} guests in {:.1} s",
         columns.len(),
@@ -120,7 +128,7 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
 struct Bench<'a> {
     args: &'a VmTestArgs,
     qemu: Qemu,
-    cache: PathBuf,
+    logs: PathBuf,
     scratch: &'a Path,
     base: Vec<u8>,
     tests: &'a [TestProgram],
@@ -142,10 +150,7 @@ impl Bench<'_> {
         let archives = [self.base.as_slice(), &modules.archive, &told.finish()?].concat();
         fs::write(&initrd, archives).context("writing the initramfs")?;
 
-        let log = self
-            .cache
-            .join("logs")
-            .join(format!("{}.log", title.replace(' ', "-")));
+        let log = self.logs.join(format!("{}.log", title.replace(' ', "-")));
         eprintln!("booting {} ({title})", kernel.release);
         let machine = Machine {
             accel: self.args.accel,
@@ -158,12 +163,15 @@ impl Bench<'_> {
             devices: Vec::new(),
         };
         let running = self.qemu.boot(&machine, &log)?;
-        let outcome = Outcome::follow(&running, &manifest, &kernel.release, |line| {
+        let mut outcome = Outcome::follow(&running, &manifest, &kernel.release, |line| {
             if self.args.verbose || line.starts_with("VMTEST") {
                 eprintln!("[{title}] {line}");
             }
         });
         drop(running);
+        if self.args.tests.is_empty() && self.args.filter.is_none() {
+            outcome.fail_without_functions();
+        }
         self.explain(&title, &outcome, &log);
         Ok(Column { title, outcome })
     }
@@ -291,9 +299,4 @@ fn base_archive(agent: &Path, tests: &[TestProgram], scratch: &Path) -> anyhow::
         payload.program(&program_path(&test.name), &small)?;
     }
     payload.finish()
-}
-
-/// Where downloads are kept; git ignores it.
-fn cache() -> PathBuf {
-    workspace::root().join(".cache/vm")
 }

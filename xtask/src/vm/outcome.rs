@@ -72,6 +72,18 @@ impl Outcome {
         self.failure.is_none() && self.tests.iter().all(|test| test.passed)
     }
 
+    /// Fails where a test passed without a single test function, which then tested nothing.
+    pub(super) fn fail_without_functions(&mut self) {
+        let empty = self
+            .tests
+            .iter()
+            .find(|test| test.passed && test.functions.passed == 0);
+        if let Some(test) = empty {
+            let why = format!("{} passed without running a test function", test.name);
+            self.failure.get_or_insert(why);
+        }
+    }
+
     /// Follows a guest to its end, handing each console line on.
     pub(super) fn follow(
         running: &Running,
@@ -273,6 +285,16 @@ mod tests {
             }
         );
         assert_eq!(outcome.tests[1].functions.passed, 1);
+    }
+
+    #[test]
+    fn a_test_without_functions_has_tested_nothing() {
+        let console = "VMTEST-START 6.1.0\nVMTEST-RUN a\nVMTEST a ok 1.5\n\
+                       VMTEST-DONE passed=1 failed=0\n";
+        let (mut outcome, _) = judge(&["a"], console);
+        assert!(outcome.passed());
+        outcome.fail_without_functions();
+        assert!(!outcome.passed());
     }
 
     #[test]

@@ -61,6 +61,42 @@ pub(super) fn render(columns: &[Column]) -> String {
     table.to_string()
 }
 
+/// The same for people who ask which kernels are tested: a page of Markdown.
+pub(super) fn page(columns: &[Column]) -> String {
+    let mut page = String::from(
+        "# Kernels\n\n\
+         Written by `cargo xtask vm-test --page docs/kernels.md`, which boots each of these kernels of \
+         Debian's and\nruns the tests in it. The engine is what `metadata-proxy check` says; the \
+         instructions are those that\nthe verifier walked for the program `steer`.\n\n\
+         | Series | Kernel | Engine | Instructions | Test functions | Result |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for column in columns {
+        let outcome = &column.outcome;
+        let fact = |name: &str| outcome.facts.get(name).map_or("none", String::as_str);
+        let functions: usize = outcome.tests.iter().map(|test| test.functions.passed).sum();
+        let cells = [
+            column.title.as_str(),
+            outcome.release.as_deref().unwrap_or("did not boot"),
+            fact("engine"),
+            fact("verified-instructions:steer"),
+            &functions.to_string(),
+            match (outcome.passed(), outcome.facts.contains_key("engine")) {
+                (true, true) => "serves",
+                (true, false) => "refused, as it should be",
+                (false, _) => "FAILED",
+            },
+        ];
+        for cell in cells {
+            page.push_str("| ");
+            page.push_str(cell);
+            page.push(' ');
+        }
+        page.push_str("|\n");
+    }
+    page
+}
+
 fn transposed(lines: &[Vec<String>]) -> Vec<Vec<String>> {
     let width = lines.first().map_or(0, Vec::len);
     (0..width)

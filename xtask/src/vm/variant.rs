@@ -128,7 +128,14 @@ impl Variant {
             Self::JitHarden => sysctl("net/core/bpf_jit_harden", "2"),
             Self::UnprivilegedBpfOff => sysctl("kernel/unprivileged_bpf_disabled", "1"),
             Self::HybridCgroups => manifest.cgroups = Cgroups::Hybrid,
-            Self::NoBpffs => manifest.bpffs = false,
+            Self::NoBpffs => {
+                manifest.bpffs = false;
+                // Each test then mounts it like an agent that starts. On a node there is one
+                // agent; here tests that run at once would mount over each other.
+                for test in &mut manifest.tests {
+                    test.arguments.push("--test-threads=1".to_owned());
+                }
+            }
         }
     }
 }

@@ -283,7 +283,7 @@ impl Registry {
                 &self.kernel,
                 &served.handle,
                 place,
-                place::detach,
+                place::quiet,
             );
             if let Some(place) = detached.await {
                 served.place = place;

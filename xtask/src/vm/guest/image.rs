@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 use super::tools::Tools;
+use crate::vm::cache::Cache;
 use crate::vm::command;
 
 const MIRROR: &str = "http://deb.debian.org/debian";
@@ -63,8 +64,8 @@ pub(super) struct Image {
 
 impl Image {
     /// Takes the cached image, or makes it; that needs root and takes about two minutes.
-    pub(super) fn ensure(cache: &Path, tools: &Tools) -> anyhow::Result<Self> {
-        let folder = cache.join("guest");
+    pub(super) fn ensure(cache: &Cache, tools: &Tools) -> anyhow::Result<Self> {
+        let folder = cache.root().join("guest");
         let image = Self {
             disk: folder.join("disk.ext4"),
             kernel: folder.join("vmlinuz"),
@@ -75,7 +76,8 @@ impl Image {
         if fs::read_to_string(&made_by).is_ok_and(|made_by| made_by == recipe) {
             return Ok(image);
         }
-        let scratch = tempfile::tempdir_in(cache).context("creating a folder for the image")?;
+        let scratch =
+            tempfile::tempdir_in(cache.scratch()?).context("creating a folder for the image")?;
         let root = scratch.path().join("root");
         debootstrap(tools, &root)?;
         for (path, content) in FILES {

@@ -26,6 +26,7 @@ use self::image::Image;
 use self::plant::Plant;
 use self::scenario::{Guest, Scenario};
 use self::tools::Tools;
+use super::cache::Cache;
 use super::qemu::{self, Accel, Machine, Qemu};
 use crate::build::{self, BuildArgs};
 
@@ -56,19 +57,19 @@ pub(crate) fn run(args: &VmGuestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let scenarios = chosen(&args.scenarios)?;
     qemu::ensure_usable(args.accel)?;
-    let cache = super::cache();
+    let cache = Cache::claim()?;
     let agent = match &args.agent {
         Some(agent) => agent.clone(),
         None => build::build(BuildArgs::default())?.agent,
     };
-    let tools = Tools::fetch(&cache)?;
+    let tools = Tools::fetch(cache.root())?;
     let bench = Bench {
         args,
         agent,
-        qemu: Qemu::fetch(&cache)?,
+        qemu: Qemu::fetch(cache.root())?,
         image: Image::ensure(&cache, &tools)?,
         tools,
-        logs: cache.join("logs"),
+        logs: cache.logs(),
         scratch: sandbox::enter()?,
     };
     fs::create_dir_all(&bench.logs).context("creating the folder of logs")?;

@@ -168,11 +168,11 @@ fn dnsmasq(
     } else {
         &["option:dns-server,10.0.0.2", "option:router,10.0.0.1"]
     };
-    let options: String = options
+    let options: Vec<_> = options
         .iter()
         .map(|option| format!("tag:subnet-0,{option}\n"))
         .collect();
-    fs::write(file("opts"), options).context("writing dnsmasq's options")?;
+    fs::write(file("opts"), options.concat()).context("writing dnsmasq's options")?;
 
     let mut command = dhcp.command(tools.program("dnsmasq"));
     command
