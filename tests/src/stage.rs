@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
+    clippy::must_use_candidate,
     reason = "every function here is an assertion, or makes what a test cannot do without"
 )]
 
@@ -30,13 +31,24 @@ const CLAIMS: &[&str] = &[
     "x-real-ip",
 ];
 
+/// A node, its upstream and its agent; the agent is stopped first.
 pub struct Stage {
+    /// The agent.
     pub agent: Agent,
+    /// Its upstream.
     pub upstream: MetadataAgent,
+    /// Where both are.
     pub node: Node,
 }
 
+impl Default for Stage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Stage {
+    /// A stage with an agent that is ready.
     pub fn new() -> Self {
         Self::with(|agent| agent)
     }
@@ -92,6 +104,7 @@ impl Stage {
         self.served(TenantFixture::new(&self.node, kind).unwrap())
     }
 
+    /// Waits until a tenant is served.
     pub fn served(&self, tenant: TenantFixture) -> TenantFixture {
         self.agent.wait_served(&tenant).unwrap();
         tenant
@@ -137,12 +150,12 @@ pub fn told(tenant: &TenantFixture, from: impl std::fmt::Display) -> String {
     format!("{}={} from={from}", tenant.kind.tag_name(), tenant.id)
 }
 
-/// A guest asks over IPv4 and is told that it is itself.
+/// The tenant's guest asks over IPv4 and is told that it is itself.
 pub fn assert_served(tenant: &TenantFixture) {
     assert_guest_served(tenant, tenant.guest());
 }
 
-/// This guest asks over IPv4 and over IPv6, and is told each time that it is itself.
+/// The tenant's guest asks over IPv4 and over IPv6, and is told each time that it is itself.
 pub fn assert_served_twice(tenant: &TenantFixture) {
     let guest = tenant.guest();
     assert_guest_served(tenant, guest);
@@ -150,6 +163,7 @@ pub fn assert_served_twice(tenant: &TenantFixture) {
     assert_eq!(reply.text(), told(tenant, guest.link_local), "{reply:?}");
 }
 
+/// This guest asks over IPv4 and is told that it is itself.
 pub fn assert_guest_served(tenant: &TenantFixture, guest: &Guest) {
     let reply = guest.curl(METADATA_V4, &[]).unwrap();
     assert_eq!(reply.text(), told(tenant, guest.v4), "{reply:?}");
