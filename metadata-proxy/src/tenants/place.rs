@@ -166,6 +166,12 @@ pub(super) fn converge(
     place.may_forward = may_forward(plan.kind, &faced);
     mended += converge_addresses(plan.kind, &faced, place);
     if plan.engine == Engine::Tc {
+        // By its name a device is detached from, and that may have changed.
+        for link in &links {
+            if let Some(attachment) = place.attachments.get_mut(&link.device.index) {
+                attachment.device.clone_from(&link.device);
+            }
+        }
         mended += converge_attachments(kernel, &faced, place);
     }
     let listeners = bind_missing(plan, &links, place)?;

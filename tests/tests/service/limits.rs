@@ -2,7 +2,7 @@
 
 use metadata_proxy_tests::{Connection, Kind, METADATA_V4, TenantFixture};
 
-use crate::stage::{Stage, assert_served};
+use metadata_proxy_tests::stage::{Stage, assert_served};
 
 #[test]
 fn more_than_the_rate_limit_is_429_with_a_time_to_come_back() {
@@ -84,7 +84,7 @@ fn one_guest_may_not_take_all_connections() {
     assert_eq!(modest.curl(METADATA_V4, &[]).unwrap().status, 200);
     // One that goes makes room.
     drop(kept.pop());
-    metadata_proxy_tests::wait_until("room", crate::stage::SOON, || {
+    metadata_proxy_tests::wait_until("room", metadata_proxy_tests::stage::SOON, || {
         greedy
             .curl(METADATA_V4, &["--max-time", "2"])
             .unwrap()

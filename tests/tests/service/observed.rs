@@ -2,7 +2,7 @@
 
 use metadata_proxy_tests::{Kind, METADATA_V4, wait_until};
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, assert_served_twice};
 
 #[test]
 fn metrics_count_by_tenant_and_by_outcome() {
@@ -107,7 +107,10 @@ fn no_secret_of_a_guest_is_logged() {
     assert_eq!(tenant.guest().curl(&url, &arguments).unwrap().status, 200);
     // Broken ones too, which are logged for another reason.
     let broken = format!("GET /?{} HTTP/1.1\r\n{}\r\n\r\n", secrets[0], secrets[1]);
-    assert_eq!(crate::stage::exchange(tenant.guest(), broken).status, 400);
+    assert_eq!(
+        metadata_proxy_tests::stage::exchange(tenant.guest(), broken).status,
+        400
+    );
     wait_until("an access event", SOON, || {
         stage.agent.log().contains("/openstack")
     })

@@ -2,7 +2,7 @@
 
 use metadata_proxy_tests::{Connection, Kind, METADATA_V4, Reply, metadata_agent::Request};
 
-use crate::stage::{Stage, assert_identified, exchange};
+use metadata_proxy_tests::stage::{Stage, assert_identified, exchange};
 
 /// Sends bytes from a guest of a new tenant; what came back, and what reached the upstream.
 fn ask(bytes: &str) -> (Reply, Vec<Request>) {

@@ -8,7 +8,7 @@ use metadata_proxy_tests::{
 };
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_served, builder, told, upstream};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, builder, told, upstream};
 
 fn failures(agent: &Agent, reason: &str) -> f64 {
     let name = "metadata_proxy_request_failures_total";

@@ -16,7 +16,7 @@ use metadata_proxy_tests::{
 use nix::mount::{MsFlags, mount};
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice, times_steered};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, assert_served_twice, times_steered};
 
 const NETWORK: Uuid = Uuid::from_u128(0x1234_5678);
 

@@ -2,7 +2,7 @@
 
 use metadata_proxy_tests::{Connection, Kind, TenantFixture};
 
-use crate::stage::{Stage, assert_served};
+use metadata_proxy_tests::stage::{Stage, assert_served};
 
 /// Sends bytes; asserts the status, that the connection is closed, and that nobody upstream heard.
 fn assert_refused(stage: &Stage, tenant: &TenantFixture, bytes: &[u8], status: u16) {

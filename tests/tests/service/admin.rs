@@ -7,7 +7,7 @@ use metadata_proxy_tests::{
 };
 use serde_json::Value;
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, assert_served_twice};
 
 fn cli(agent: &Agent, arguments: &[&str]) -> Output {
     output(&mut agent.command(arguments)).unwrap()
