@@ -4,7 +4,12 @@
 //! build that the tests are run with, optimised or not. Who makes one of them smaller lowers its
 //! budget.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use metadata_proxy_tests::{
@@ -31,6 +36,8 @@ const PER_REQUEST: Cost = if cfg!(debug_assertions) {
 const FEW: usize = 20;
 const MANY: usize = 120;
 const SOON: Duration = Duration::from_secs(30);
+/// Memory is given back within a second where the machine is not busy.
+const SETTLES_WITHIN: Duration = Duration::from_secs(8);
 /// Under valgrind everything takes its time.
 const LATE: Duration = Duration::from_mins(4);
 
@@ -56,6 +63,18 @@ fn files(agent: &Agent) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count())
 }
 
+/// What is left when the memory that work took has been given back: the least of several looks, since
+/// on a busy machine that takes its time.
+fn settled_memory(agent: &Agent) -> Result<u64> {
+    let until = Instant::now() + SETTLES_WITHIN;
+    let mut least = u64::MAX;
+    while Instant::now() < until {
+        least = least.min(memory(agent)?);
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(least)
+}
+
 /// Connections to the admin socket that may be open while files are counted.
 const QUESTIONS: usize = 4;
 
@@ -79,7 +98,7 @@ fn a_tenant_costs_no_more_memory_and_files_than_budgeted() {
             Ok((status["tenants"]["serving"] == count).then_some(()))
         })
         .unwrap();
-        (memory(&agent).unwrap(), files(&agent).unwrap())
+        (settled_memory(&agent).unwrap(), files(&agent).unwrap())
     };
     let (few, many) = (serve(FEW), serve(MANY));
     let memory = many.0.saturating_sub(few.0) / (MANY - FEW) as u64;
