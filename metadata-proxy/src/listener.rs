@@ -5,7 +5,7 @@
 //! refused by [`Caller::dialled_metadata`].
 
 use std::{
-    io,
+    fs, io,
     mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::{AsFd, AsRawFd as _},
@@ -99,6 +99,23 @@ fn be_transparent(socket: &Socket) -> io::Result<()> {
     }
 }
 
+/// Whether what a closing listener has not accepted goes to another one on its port (Linux 5.14).
+const MIGRATE: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
+
+/// Says whether a listener that closes, in the namespace the calling thread is in, leaves what it has
+/// not accepted to another one on its port: haproxy's, where a node goes back to it. Returns what
+/// was said before.
+///
+/// # Errors
+/// What the system says: the kernel may be too old, or may not be told from within a container.
+pub fn set_handing_over(handing_over: bool) -> io::Result<bool> {
+    let was = fs::read(MIGRATE)?.starts_with(b"1");
+    if was != handing_over {
+        fs::write(MIGRATE, if handing_over { "1" } else { "0" })?;
+    }
+    Ok(was)
+}
+
 /// Reads the cookie of the namespace the calling thread is in.
 ///
 /// # Errors
@@ -168,7 +185,9 @@ impl Caller {
 pub fn free_port(stream: &impl AsFd) {
     let fd = stream.as_fd().as_raw_fd();
     let mut device: libc::c_int = 0;
-    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let Ok(mut len) = libc::socklen_t::try_from(size_of::<libc::c_int>()) else {
+        return;
+    };
     // On an accepted socket it tells the device that the connection came in by
     // (`tcp_v6_syn_recv_sock`, for IPv4 too).
     // SAFETY: the buffer is one int and `len` says so.

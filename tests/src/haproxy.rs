@@ -311,6 +311,11 @@ impl Haproxy {
             .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&tenant.to_string()))
     }
 
+    /// Leaves the process and its files as they are.
+    pub fn forget(self) {
+        std::mem::forget(self);
+    }
+
     /// Ends it as Neutron does.
     ///
     /// # Errors

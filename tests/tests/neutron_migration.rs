@@ -15,8 +15,9 @@ use std::{
 };
 
 use metadata_proxy_tests::{
-    Agent, Haproxy, HttpAgent, Kind, NeutronProxy, Node, TenantFixture,
+    Agent, Haproxy, HttpAgent, Kind, NeutronProxy, Node, TenantFixture, agent,
     crowd::{self, Member, Outcome, Tally},
+    haproxy,
     kept::KeepingGuest,
     metadata_agent, neutron,
     process::is_alive,
@@ -122,15 +123,30 @@ fn tenant(node: &Node, number: usize) -> TenantFixture {
     tenant
 }
 
-/// Starts a tenant's haproxy as Neutron does; every other one listens for IPv4 only.
-fn haproxy(node: &Node, number: usize, tenant: &TenantFixture, upstream: &HttpAgent) -> Haproxy {
+/// The stand-in, found first on the search path of Neutron's agents, or the real haproxy; every other
+/// one listens for IPv4 only.
+fn builder(node: &Node, number: usize, program: Program) -> haproxy::Builder {
     let builder = Haproxy::builder();
     let builder = if number.is_multiple_of(2) {
         builder.ipv4_only()
     } else {
         builder
     };
-    builder.start(node, tenant, upstream.socket()).unwrap()
+    match program {
+        Program::Haproxy => builder,
+        Program::StandIn => {
+            let socket = node.directory().join("register.sock");
+            builder
+                .program(&agent::stand_in().unwrap())
+                .env("METADATA_PROXY_REGISTER_SOCKET", socket.as_os_str())
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Program {
+    Haproxy,
+    StandIn,
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -144,13 +160,15 @@ fn a_node_is_migrated_and_migrated_back_without_a_failed_request() {
     // An agent that takes any number of connections: what fails is the migration's fault.
     let upstream = HttpAgent::start(&socket, false, metadata_agent::who_asked).unwrap();
     let tenants: Vec<_> = (0..TENANTS).map(|number| tenant(&node, number)).collect();
-    let start_haproxies = || -> Vec<_> {
-        let numbered = tenants.iter().enumerate();
-        numbered
-            .map(|(number, tenant)| haproxy(&node, number, tenant, &upstream))
-            .collect()
+    let place = Place {
+        node: &node,
+        upstream: &upstream,
+        tenants: &tenants,
     };
-    let haproxies = start_haproxies();
+    let haproxies: Vec<_> = place
+        .numbers()
+        .map(|number| place.start(number, Program::Haproxy))
+        .collect();
 
     let load = Load {
         is_over: AtomicBool::new(false),
@@ -176,15 +194,17 @@ fn a_node_is_migrated_and_migrated_back_without_a_failed_request() {
         });
         let over = Over(&load);
         load.a_while();
-        let agent = there(&node, &upstream, &tenants, haproxies, &load);
-        let haproxies = back(agent, start_haproxies, &load);
+        let (agent, stand_ins) = there(&place, haproxies, &load);
+        let haproxies = back(&place, agent, stand_ins, &load);
         drop(over);
         let noticed = guests.join().unwrap().unwrap();
         drop(haproxies);
         noticed
     });
     let mut all = Noticed::default();
-    noticed.into_iter().for_each(|noticed| all.merge(noticed));
+    for noticed in noticed {
+        all.merge(noticed);
+    }
     println!(
         "{}: {}; {} kept connections, of which {} were closed while idle; {} requests crossed a \
          close and were asked again",
@@ -197,50 +217,87 @@ fn a_node_is_migrated_and_migrated_back_without_a_failed_request() {
     assert_eq!(all.tally.failed(), 0, "{:?}", all.failures);
 }
 
-/// The agent takes over, then haproxy after haproxy ends.
-fn there(
-    node: &Node,
-    upstream: &HttpAgent,
-    tenants: &[TenantFixture],
-    haproxies: Vec<Haproxy>,
-    load: &Load,
-) -> Agent {
-    load.step("the agent starts");
-    let agent = Agent::builder(node)
-        .upstream_agent(upstream.socket())
-        .set("log.level", "\"info\"")
-        .set("log.access", false)
-        .start()
-        .unwrap();
-    let serving = || {
-        let status = agent.admin_json("/v1/status").unwrap();
-        status["tenants"]["serving"].as_u64() == u64::try_from(tenants.len()).ok()
-    };
-    wait_until("all tenants served", SOON, serving).unwrap();
-    load.step("both serve");
-    load.a_while();
-    load.step("haproxies end");
-    for haproxy in haproxies {
-        signal(haproxy.pid(), Signal::SIGUSR1);
-        wait_until("the end of an haproxy", SOON, || !is_alive(haproxy.pid())).unwrap();
-    }
-    load.step("the agent serves");
-    load.a_while();
-    agent
+/// A node that is migrated.
+struct Place<'a> {
+    node: &'a Node,
+    upstream: &'a HttpAgent,
+    tenants: &'a [TenantFixture],
 }
 
-/// The haproxies start, then the agent ends.
-fn back(
-    mut agent: Agent,
-    start_haproxies: impl FnOnce() -> Vec<Haproxy>,
-    load: &Load,
-) -> Vec<Haproxy> {
-    load.step("haproxies start");
-    let haproxies = start_haproxies();
+impl Place<'_> {
+    fn numbers(&self) -> std::ops::Range<usize> {
+        0..self.tenants.len()
+    }
+
+    /// Calls a tenant's haproxy as Neutron does.
+    fn start(&self, number: usize, program: Program) -> Haproxy {
+        let tenant = &self.tenants[number];
+        builder(self.node, number, program)
+            .start(self.node, tenant, self.upstream.socket())
+            .unwrap()
+    }
+
+    fn agent(&self) -> Agent {
+        let agent = Agent::builder(self.node)
+            .upstream_agent(self.upstream.socket())
+            .set("log.level", "\"info\"")
+            .set("log.access", false)
+            .start()
+            .unwrap();
+        let serving = || {
+            let status = agent.admin_json("/v1/status").unwrap();
+            status["tenants"]["serving"].as_u64() == u64::try_from(self.tenants.len()).ok()
+        };
+        wait_until("all tenants served", SOON, serving).unwrap();
+        agent
+    }
+}
+
+/// "There" in the document: the agent starts, then haproxy after haproxy makes room for a stand-in.
+fn there(place: &Place<'_>, haproxies: Vec<Haproxy>, load: &Load) -> (Agent, Vec<Haproxy>) {
+    load.step("there, 1: the agent starts");
+    let agent = place.agent();
     load.a_while();
-    load.step("the agent ends");
+    load.step("there, 3: haproxies end, stand-ins start");
+    let stand_ins = haproxies
+        .into_iter()
+        .enumerate()
+        .map(|(number, haproxy)| {
+            signal(haproxy.pid(), Signal::SIGUSR1);
+            wait_until("the end of an haproxy", SOON, || !is_alive(haproxy.pid())).unwrap();
+            // It is Neutron that removes these files.
+            haproxy.forget();
+            // What Neutron does when it sees that one is gone, a minute later at most.
+            place.start(number, Program::StandIn)
+        })
+        .collect();
+    load.step("the agent serves");
+    load.a_while();
+    (agent, stand_ins)
+}
+
+/// "Back" in the document: the haproxies start beside the agent, then the agent ends.
+fn back(place: &Place<'_>, mut agent: Agent, stand_ins: Vec<Haproxy>, load: &Load) -> Vec<Haproxy> {
+    load.step("back, 2: haproxies start");
+    let haproxies = place
+        .numbers()
+        .map(|number| place.start(number, Program::Haproxy))
+        .collect::<Vec<_>>();
+    load.a_while();
+    load.step("back, 3: the agent ends");
     agent.stop().unwrap();
+    load.step("back, 4: stand-ins end");
+    for stand_in in stand_ins {
+        signal(stand_in.pid(), Signal::SIGTERM);
+        wait_until("the end of a stand-in", SOON, || !is_alive(stand_in.pid())).unwrap();
+        stand_in.forget();
+    }
     load.step("haproxies serve again");
     load.a_while();
+    let found = |number: usize| haproxies[number].is_active(place.tenants[number].id);
+    assert!(
+        place.numbers().all(found),
+        "Neutron would start a haproxy again"
+    );
     haproxies
 }

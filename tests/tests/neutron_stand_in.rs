@@ -214,7 +214,9 @@ fn two_hundred_tenants_come_stay_over_a_restart_and_go() {
     let is_active = |(proxy, tenant): (&Haproxy, &TenantFixture)| proxy.is_active(tenant.id);
     assert!(proxies.iter().zip(&tenants).all(is_active));
 
-    pids.iter().for_each(|pid| signal(*pid, Signal::SIGTERM));
+    for pid in &pids {
+        signal(*pid, Signal::SIGTERM);
+    }
     let gone = until_serving(&agent, 0, SOON);
     wait_until("the end of all", SOON, || {
         !pids.iter().any(|pid| is_alive(*pid))

@@ -26,6 +26,12 @@ pub(crate) struct BenchArgs {
     /// Writes the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Repeats of what is measured in turn, 7 if not said
+    #[arg(long, value_name = "COUNT")]
+    repeats: Option<usize>,
+    /// Tenants at most, 5,000 if not said
+    #[arg(long, value_name = "COUNT")]
+    tenants: Option<usize>,
     /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, limit, kernel,
     /// idle or scale; can be given more than once
     #[arg(long, value_name = "NAME")]
@@ -53,6 +59,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     if let Some(path) = &args.json {
         command.arg("--json").arg(path);
+    }
+    for (name, count) in [("--repeats", args.repeats), ("--tenants", args.tenants)] {
+        if let Some(count) = count {
+            command.arg(name).arg(count.to_string());
+        }
     }
     for name in &args.only {
         command.args(["--only", name]);

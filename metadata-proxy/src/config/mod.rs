@@ -203,13 +203,13 @@ impl Default for AgentConfig {
 pub struct HttpConfig {
     /// Where it is.
     pub address: HttpAddress,
-    /// How many idle connections are kept.
+    /// How many idle connections each worker keeps.
     pub pool_size: usize,
 }
 
 impl HttpConfig {
     /// The default of [`HttpConfig::pool_size`].
-    pub const POOL_SIZE: usize = 16;
+    pub const POOL_SIZE: usize = 64;
 }
 
 /// This process, from a file.

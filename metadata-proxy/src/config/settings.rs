@@ -217,7 +217,7 @@ const TABLE: &[Row] = &[
     (
         "upstream.http.pool_size",
         POOL,
-        "Idle connections kept to the http upstream",
+        "Idle connections each worker keeps to the http upstream",
     ),
     (
         "upstream.embedded.file",

@@ -163,7 +163,13 @@ impl Discovery {
     }
 
     async fn look_at(&mut self, name: &str) {
+        let was_known = self.known.contains_key(name);
         self.look(name, None).await;
+        if !was_known && !self.known.contains_key(name) {
+            // None of ours, but it may be what somebody named by hand.
+            let path = self.dir.join(name);
+            self.registry.send(Command::PathChanged(path)).await;
+        }
     }
 
     /// Compares what a name stands for now with what it stood for. What others declare in the map

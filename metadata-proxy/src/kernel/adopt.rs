@@ -1,6 +1,14 @@
 //! Pinned objects: what an earlier process left is adopted, or removed if it does not fit.
 
-use std::{fs, io, path::Path};
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
 
 use aya::{maps::MapData, programs::links::FdLink};
 use tracing::{debug, info, warn};
@@ -40,6 +48,54 @@ pub(super) fn unpin(path: &Path) {
     {
         warn!(path = %path.display(), %error, "cannot remove a pin");
     }
+}
+
+/// Detaches a pinned link and removes its pin, if it is there. When this returns, no frame meets its
+/// program any more: the removal of a pin alone takes effect some time later, by the kernel's
+/// deferred work.
+pub(super) fn detach_pinned(path: &Path) {
+    if let Err(error) = detach(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        // Gone with its device, as a rule.
+        debug!(path = %path.display(), %error, "cannot detach a link; its pin is removed");
+    }
+    unpin(path);
+}
+
+/// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (enum `bpf_cmd`), which aya does not wrap.
+fn detach(path: &Path) -> io::Result<()> {
+    const OBJ_GET: libc::c_long = 7;
+    const LINK_DETACH: libc::c_long = 34;
+    /// What the two commands want of `union bpf_attr`.
+    #[derive(Default)]
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        fd: u32,
+        file_flags: u32,
+    }
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut get = ObjGet {
+        pathname: name.as_ptr() as u64,
+        ..ObjGet::default()
+    };
+    // SAFETY: the attribute is as long as said, and its pointer leads to a string that outlives the
+    // call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, &raw mut get, size_of_val(&get)) };
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut fd = link.as_raw_fd();
+    // SAFETY: the attribute is one descriptor, and as long as said.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw mut fd, size_of_val(&fd)) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Removes a pinned map whose layout is not ours, so that loading makes a new one.

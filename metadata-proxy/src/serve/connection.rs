@@ -25,6 +25,12 @@ use crate::{
 
 /// Pause after the system could not give us a socket, so that others can give theirs back.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// How long a listener stays open when nothing is steered to it any more: handshakes that have begun
+/// are over by then, unless a segment was lost.
+const HANDSHAKES: Duration = Duration::from_millis(250);
+/// How long a guest that has nothing under way keeps its connection when the process ends: its next
+/// request may be on the way, and would meet a closed connection.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// hyper's smallest buffer for a request head, bytes.
 const MIN_HEAD_BYTES: usize = 8192;
 
@@ -43,6 +49,17 @@ pub(super) struct Guest {
     pub(super) socket: Watched,
     /// Whether the answer being written is whole, and the last of the connection.
     pub(super) is_last: AtomicBool,
+}
+
+/// How a connection ends when the process does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// It goes on.
+    NotYet,
+    /// The next answer says that it is the last.
+    WithNextAnswer,
+    /// What is under way is finished.
+    Now,
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
@@ -67,10 +84,38 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
             },
         }
     }
-    // Nothing is steered here any more, but these guests have been told that they are connected.
-    while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
-    {
-        start(stream, peer, &service, &node);
+    // Nothing is steered here any more, but some guests are about to be connected.
+    let handshakes = tokio::time::sleep(HANDSHAKES);
+    tokio::pin!(handshakes);
+    loop {
+        tokio::select! {
+            biased;
+            () = service.gone.cancelled() => return,
+            () = node.ends.aborting.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => start(stream, peer, &service, &node),
+                Err(error) => pause_if_exhausted(&error, &node).await,
+            },
+            () = &mut handshakes => break,
+        }
+    }
+    accept_backlog(listener, &service, &node);
+}
+
+/// Accepts who has been told that it is connected. Asks the kernel itself: the runtime may not have
+/// heard of the last ones yet, and what is left when the listener closes is reset.
+fn accept_backlog(listener: TcpListener, service: &Arc<Service>, node: &Arc<Node>) {
+    let Ok(listener) = listener.into_std() else {
+        return;
+    };
+    while let Ok((stream, peer)) = listener.accept() {
+        let stream = stream
+            .set_nonblocking(true)
+            .and_then(|()| TcpStream::from_std(stream));
+        match stream {
+            Ok(stream) => start(stream, peer, service, node),
+            Err(error) => debug!(%error, "a guest left before it was accepted"),
+        }
     }
 }
 
@@ -172,15 +217,18 @@ async fn serve(stream: TcpStream, guest: Guest) {
         request::answer(guest, request)
     });
     let mut connection = http.serve_connection(io, answer);
-    let mut is_ending = false;
+    let mut ending = Ending::NotYet;
     let ended = loop {
         tokio::select! {
             biased;
             ended = &mut connection => break Some(ended),
             () = service.gone.cancelled() => break None,
             () = node.ends.aborting.cancelled() => break None,
-            () = node.ends.stopping.cancelled(), if !is_ending => {
-                is_ending = true;
+            () = node.ends.stopping.cancelled(), if ending == Ending::NotYet => {
+                ending = Ending::WithNextAnswer;
+            }
+            () = tokio::time::sleep(FAREWELL), if ending == Ending::WithNextAnswer => {
+                ending = Ending::Now;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
         }

@@ -162,7 +162,7 @@ pub(super) async fn answer(
     let (head, body) = request.into_parts();
     let mut spent = None;
     let outcome = steps(guest, &settings, &head, body, &mut spent).await;
-    let (answer, error) = match outcome {
+    let (mut answer, error) = match outcome {
         Ok(answer) => (answer, None),
         Err(error) => {
             let (_, label, fault) = error.verdict();
@@ -172,7 +172,13 @@ pub(super) async fn answer(
             (error.into_answer(), Some(label))
         }
     };
-    let is_last = matches!(answer.body(), AnswerBody::Full(_)) && ends_connection(&head);
+    let is_ending = guest.node.ends.stopping.is_cancelled();
+    if is_ending {
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(header::CONNECTION, close);
+    }
+    let is_whole = matches!(answer.body(), AnswerBody::Full(_));
+    let is_last = is_whole && (is_ending || ends_connection(&head));
     guest.is_last.store(is_last, Ordering::Relaxed);
     let access = Access {
         tenant: service.tenant,

@@ -78,6 +78,8 @@ pub(super) struct Place {
     /// Devices that could not be attached to, with the reason.
     pub(super) refused: BTreeMap<Device, String>,
     metadata_v6: BTreeSet<u32>,
+    /// Whether our listener's leaving has been prepared, and is to be undone.
+    hands_over: bool,
     /// Where the `bind` engine has a listener besides the wildcard one.
     bound: BTreeSet<SocketAddr>,
     /// Whether a guest of this namespace may be answered at all; see [`may_forward`].
@@ -107,6 +109,7 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
         attachments: BTreeMap::new(),
         refused: BTreeMap::new(),
         metadata_v6: BTreeSet::new(),
+        hands_over: false,
         bound: BTreeSet::new(),
         may_forward: false,
     };
@@ -163,6 +166,12 @@ pub(super) fn converge(
     place.may_forward = may_forward(plan.kind, &faced);
     mended += converge_addresses(plan.kind, &faced, place);
     if plan.engine == Engine::Tc {
+        // By its name a device is detached from, and that may have changed.
+        for link in &links {
+            if let Some(attachment) = place.attachments.get_mut(&link.device.index) {
+                attachment.device.clone_from(&link.device);
+            }
+        }
         mended += converge_attachments(kernel, &faced, place);
     }
     let listeners = bind_missing(plan, &links, place)?;
@@ -330,6 +339,18 @@ pub(super) fn detach(kernel: &dyn Kernel, place: &mut Place) {
     }
 }
 
+/// Steers nothing more, and prepares the listener's closing beside another proxy that takes over;
+/// what was accepted needs the rest.
+pub(super) fn quiet(kernel: &dyn Kernel, place: &mut Place) {
+    detach(kernel, place);
+    kernel.forget(place.cookie);
+    match listener::set_handing_over(true) {
+        Ok(did_before) => place.hands_over = !did_before,
+        // It matters only where the other proxy listens on the very same address.
+        Err(error) => debug!(%error, "a listener beside ours gets nothing from it"),
+    }
+}
+
 /// Takes out what is ours. What cannot be removed is logged: the namespace may be going away.
 pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
     detach(kernel, place);
@@ -341,6 +362,11 @@ pub(super) fn clear(kernel: &dyn Kernel, place: &mut Place) {
     }
     if let Err(error) = netlink::remove_local_route() {
         warn!(%error, "left the local metadata route");
+    }
+    if std::mem::take(&mut place.hands_over)
+        && let Err(error) = listener::set_handing_over(false)
+    {
+        warn!(%error, "left tcp_migrate_req at 1");
     }
 }
 
@@ -362,6 +388,7 @@ impl Place {
             attachments: BTreeMap::new(),
             refused: BTreeMap::new(),
             metadata_v6: BTreeSet::new(),
+            hands_over: false,
             bound: BTreeSet::new(),
             may_forward: false,
         }

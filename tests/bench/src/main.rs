@@ -44,6 +44,12 @@ pub(crate) struct Arguments {
     /// Writes the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Repeats of what is measured in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 7)]
+    repeats: usize,
+    /// Tenants at most
+    #[arg(long, value_name = "COUNT", default_value_t = 5000)]
+    tenants: usize,
     /// Measures only these rows of the table
     #[arg(long, value_name = "NAME", value_enum)]
     only: Vec<Row>,

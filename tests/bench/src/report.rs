@@ -57,9 +57,9 @@ pub(crate) enum Bar {
 impl Bar {
     fn text(self) -> String {
         match self {
-            Self::RatioAtMost(limit) => format!("≤ {limit} ×"),
-            Self::RatioAtLeast(limit) => format!("≥ {limit} ×"),
-            Self::AtMost(limit) => format!("≤ {limit}"),
+            Self::RatioAtMost(limit) => format!("≤ {} ×", number(limit)),
+            Self::RatioAtLeast(limit) => format!("≥ {} ×", number(limit)),
+            Self::AtMost(limit) => format!("≤ {}", number(limit)),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Every difference from haproxy that is intended, and why.
 
+mod answers;
 mod fates;
 mod manners;
 
@@ -79,5 +80,5 @@ pub(crate) enum Covers {
 
 /// All of them.
 pub(crate) fn intended() -> Vec<Intended> {
-    [manners::MANNERS, fates::FATES].concat()
+    [manners::MANNERS, fates::FATES, answers::ANSWERS].concat()
 }

@@ -179,7 +179,7 @@ impl Bench<'_> {
     fn manifest(&self, modules: Vec<PathBuf>, kernel: &Kernel, variant: Variant) -> Manifest {
         let environment = [
             ("HOME", "/root"),
-            ("METADATA_PROXY_BINARY", AGENT),
+            ("METADATA_PROXY_BIN", AGENT),
             ("PATH", "/usr/sbin:/usr/bin"),
             ("RUST_BACKTRACE", "1"),
             ("TMPDIR", "/tmp"),

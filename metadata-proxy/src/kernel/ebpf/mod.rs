@@ -264,8 +264,7 @@ impl Kernel for EbpfKernel {
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
         let device = &attachment.device;
         match attachment.attach_type {
-            // The pin is all that holds the link.
-            AttachType::Tcx => adopt::unpin(&self.link_pin(cookie, device)),
+            AttachType::Tcx => adopt::detach_pinned(&self.link_pin(cookie, device)),
             AttachType::Clsact => {
                 // Gone with its device, or deleted by somebody else: either way it is off.
                 if let Err(reason) =

@@ -1,6 +1,6 @@
 //! What the registry can be asked, and how.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -26,6 +26,8 @@ pub enum Command {
     Withdraw(NetnsId, Provider),
     /// A namespace has lost its name: it is to be let go, whoever declared it.
     Gone(NetnsId),
+    /// What this path stands for has changed, or is gone.
+    PathChanged(PathBuf),
     /// Something changed inside a namespace.
     Changed(NetnsId),
     /// Look whether everything is as it should be.

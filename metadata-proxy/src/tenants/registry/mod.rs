@@ -10,6 +10,7 @@ mod status;
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     os::fd::OwnedFd,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +23,7 @@ use tracing::debug;
 
 pub use self::handle::{AddError, Command, RegistryHandle};
 use super::{
-    Backoff, Counters, Declaration, Phase, Provider, Service, Settings,
+    Backoff, Counters, Declaration, Phase, Provider, Service, Settings, Source,
     life::Life,
     place::{self, Place},
 };
@@ -185,10 +186,14 @@ impl Registry {
             }
             Command::Withdraw(netns, provider) => self.withdraw(netns, provider).await,
             Command::Gone(netns) => self.let_go(netns).await,
+            Command::PathChanged(path) => self.withdraw_stale(Some(&path)).await,
             Command::Changed(netns) => {
                 self.dirty.insert(netns);
             }
-            Command::Audit => self.audit(),
+            Command::Audit => {
+                self.withdraw_stale(None).await;
+                self.audit();
+            }
             Command::Settled(done) => {
                 if let Some(settled) = self.on_settled.take() {
                     settled(&self.cookies());
@@ -243,6 +248,28 @@ impl Registry {
         Some(by_hand)
     }
 
+    /// Withdraws what was added by hand by a path, that one or any, that stands for another
+    /// namespace by now or for none: nobody else notices, and we would keep the namespace alive.
+    async fn withdraw_stale(&mut self, only: Option<&Path>) {
+        let stale: Vec<NetnsId> = self
+            .entries
+            .iter()
+            .filter(|(netns, entry)| {
+                let by_hand = entry.declarations.get(&Provider::Admin);
+                by_hand.is_some_and(|declaration| match &declaration.source {
+                    Source::Path(path) if only.is_none_or(|only| only == path) => {
+                        !NetnsId::of_path(path).is_ok_and(|now| now == **netns)
+                    }
+                    Source::Path(_) | Source::File(_) => false,
+                })
+            })
+            .map(|(netns, _)| *netns)
+            .collect();
+        for netns in stale {
+            self.withdraw(netns, Provider::Admin).await;
+        }
+    }
+
     /// Detaches everywhere and leaves the rest in place: what was accepted needs route and listener.
     async fn quiesce(&mut self) {
         self.is_quiet = true;
@@ -256,7 +283,7 @@ impl Registry {
                 &self.kernel,
                 &served.handle,
                 place,
-                place::detach,
+                place::quiet,
             );
             if let Some(place) = detached.await {
                 served.place = place;

@@ -34,18 +34,18 @@ struct Plan {
 }
 
 impl Plan {
-    const fn of(arguments: &Arguments) -> Self {
+    fn of(arguments: &Arguments) -> Self {
         if arguments.quick {
             Self {
-                repeats: 3,
+                repeats: arguments.repeats.min(3),
                 half_repeats: 1,
                 warm_up: Duration::from_millis(150),
                 window: Duration::from_millis(800),
             }
         } else {
             Self {
-                repeats: 7,
-                half_repeats: 3,
+                repeats: arguments.repeats,
+                half_repeats: arguments.repeats.min(3),
                 warm_up: Duration::from_millis(300),
                 window: Duration::from_millis(2500),
             }
@@ -157,7 +157,8 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
                 );
                 let outcome = ask(side, cell.busy, cell.mode, None, &plan)?;
                 let (before, after) = outcome.probed;
-                let cpu = (after - before).as_secs_f64() * 1e6 / load::count(outcome.answered);
+                let cpu = after.saturating_sub(before).as_secs_f64() * 1e6
+                    / load::count(outcome.answered);
                 seen.cpu.push(cpu);
                 seen.rate.push(outcome.rate());
                 seen.p50.push(outcome.percentile(0.5));

@@ -1,5 +1,7 @@
 //! Many tenants, most of them idle: memory, start, new tenants, idling, and how all that grows.
 
+mod lines;
+
 use std::{
     thread,
     time::{Duration, Instant},
@@ -8,14 +10,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use metadata_proxy_tests::{Node, wait_for};
 
-use super::{Lab, Row};
+use super::Lab;
 use crate::{
     Arguments,
     account::{cpu_time, f64_of, memory, open_files},
     crowd::{Crowd, Shown},
     load::{self, Load, Mode},
     proxies::{self, Ours, Theirs, Via},
-    report::{Bar, Line, Report, Samples},
+    report::{Report, Samples},
 };
 
 /// Tenants that come and go while the others are there.
@@ -26,12 +28,10 @@ const BUSY: usize = 16;
 const REQUESTS: usize = 10_000;
 /// As many tenants as bars are about.
 const BARRED: usize = 1000;
-const ANSWERED_WITHIN: Duration = Duration::from_secs(120);
-const KIB: f64 = 1024.0;
-const MIB: f64 = 1024.0 * 1024.0;
+const ANSWERED_WITHIN: Duration = Duration::from_mins(2);
 
 struct Plan {
-    sizes: &'static [usize],
+    sizes: Vec<usize>,
     /// haproxies, at most: a thousand take 3.5 GB.
     theirs: usize,
     starts: usize,
@@ -41,10 +41,17 @@ struct Plan {
 }
 
 impl Plan {
-    const fn of(arguments: &Arguments) -> Self {
+    fn of(arguments: &Arguments) -> Self {
+        let up_to = |sizes: &[usize]| {
+            sizes
+                .iter()
+                .copied()
+                .filter(|size| *size <= arguments.tenants)
+                .collect()
+        };
         if arguments.quick {
             Self {
-                sizes: &[10, 200],
+                sizes: up_to(&[10, 200]),
                 theirs: 50,
                 starts: 1,
                 newcomers: 20,
@@ -53,11 +60,11 @@ impl Plan {
             }
         } else {
             Self {
-                sizes: &[10, 100, 1000, 5000],
+                sizes: up_to(&[10, 100, 1000, 5000]),
                 theirs: 1000,
-                starts: 3,
+                starts: arguments.repeats.min(3),
                 newcomers: 100,
-                idle: Duration::from_secs(60),
+                idle: Duration::from_mins(1),
                 window: Duration::from_secs(3),
             }
         }
@@ -102,7 +109,7 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
         .map(|size| of_ours(lab, &plan, &crowd, *size))
         .collect::<Result<_>>()?;
     let theirs = of_theirs(lab, &plan, &crowd)?;
-    write(lab.arguments, &ours, &theirs, report);
+    lines::write(lab.arguments, &ours, &theirs, report);
     lab.progress.step("removing the tenants", 5);
     Ok(())
 }
@@ -162,7 +169,7 @@ fn of_ours(lab: &Lab<'_>, plan: &Plan, crowd: &Crowd, tenants: usize) -> Result<
     say("idle", idle.as_secs());
     let before = cpu_time(node)?;
     thread::sleep(idle);
-    let spent = (cpu_time(node)? - before).as_secs_f64() / idle.as_secs_f64();
+    let spent = cpu_time(node)?.saturating_sub(before).as_secs_f64() / idle.as_secs_f64();
     let loaded_memory = f64_of(memory(node)?);
     Ok(Seen {
         tenants,
@@ -258,7 +265,7 @@ fn cpu_per_request(node: &Node, plan: &Plan, crowd: &Crowd, busy: usize) -> Resu
     };
     let outcome = load::run(&crowd.targets[..busy], load, || cpu_time(node))?;
     let (before, after) = outcome.probed;
-    Ok((after - before).as_secs_f64() * 1e6 / load::count(outcome.answered))
+    Ok(after.saturating_sub(before).as_secs_f64() * 1e6 / load::count(outcome.answered))
 }
 
 /// Asks for all tenants alike.
@@ -279,163 +286,4 @@ fn spread_load(crowd: &Crowd, tenants: usize) -> Result<()> {
         outcome.why.as_deref().context("no reason")?,
     );
     Ok(())
-}
-
-fn write(arguments: &Arguments, ours: &[Seen], theirs: &[Seen], report: &mut Report) {
-    let mut line = |row: Row, name: String, unit, ours: Samples, peer: Option<Samples>, bar| {
-        if arguments.wants(row) {
-            report.push(Line {
-                row,
-                name,
-                unit,
-                ours,
-                peer,
-                bar,
-            });
-        }
-    };
-    for seen in ours {
-        let n = seen.tenants;
-        let peer = theirs.iter().find(|their| their.tenants == n);
-        let of = |value: fn(&Seen) -> f64| peer.map(|peer| value(peer).into());
-        let is_barred = n == BARRED;
-        let bar = |bar| is_barred.then_some(bar);
-        let mib = |bytes: f64| Samples::from(bytes / MIB);
-        line(
-            Row::Memory,
-            format!("{n} tenants, idle"),
-            "MiB",
-            mib(seen.idle_memory),
-            of(|seen| seen.idle_memory / MIB),
-            bar(Bar::RatioAtMost(0.01)),
-        );
-        line(
-            Row::Memory,
-            format!("{n} tenants, after load"),
-            "MiB",
-            mib(seen.loaded_memory),
-            of(|seen| seen.loaded_memory / MIB),
-            bar(Bar::RatioAtMost(0.01)),
-        );
-        if is_barred {
-            let worst = seen.idle_memory.max(seen.loaded_memory);
-            let bar = Some(Bar::AtMost(32.0));
-            line(
-                Row::Memory,
-                format!("{n} tenants, the larger"),
-                "MiB",
-                mib(worst),
-                None,
-                bar,
-            );
-        }
-        let start = peer.map(|peer| peer.start.clone());
-        let ratio = bar(Bar::RatioAtMost(1.0 / 30.0));
-        line(
-            Row::Start,
-            format!("{n} tenants"),
-            "s",
-            seen.start.clone(),
-            start,
-            ratio,
-        );
-        if is_barred {
-            let bar = Some(Bar::AtMost(1.5));
-            line(
-                Row::Start,
-                format!("{n} tenants, by itself"),
-                "s",
-                seen.start.clone(),
-                None,
-                bar,
-            );
-        }
-        for (share, what) in [(0.5, "p50"), (0.99, "p99")] {
-            let of = |seen: &Seen| load::percentile(&seen.newcomers, share) / 1e6;
-            let ratio = (what == "p99").then_some(Bar::RatioAtMost(1.0 / 3.0));
-            let peer = peer.or(theirs.last()).map(|peer| Samples::from(of(peer)));
-            let name = format!("{n} others, {what}");
-            line(
-                Row::NewTenant,
-                name.clone(),
-                "ms",
-                of(seen).into(),
-                peer,
-                ratio,
-            );
-            if what == "p99" {
-                let bar = Some(Bar::AtMost(20.0));
-                line(
-                    Row::NewTenant,
-                    name + ", by itself",
-                    "ms",
-                    of(seen).into(),
-                    None,
-                    bar,
-                );
-            }
-        }
-        if let Some(idle) = seen.idle_cpu {
-            let bar = bar(Bar::AtMost(0.1));
-            line(
-                Row::Idle,
-                format!("{n} tenants"),
-                "% of a core",
-                (idle * 100.0).into(),
-                None,
-                bar,
-            );
-        }
-        line(
-            Row::Scale,
-            format!("{n} tenants, CPU per request"),
-            "µs",
-            seen.cpu.into(),
-            None,
-            None,
-        );
-        let files = load::count(seen.files).into();
-        let peer = peer.map(|peer| load::count(peer.files).into());
-        line(
-            Row::Scale,
-            format!("{n} tenants, open files"),
-            "",
-            files,
-            peer,
-            None,
-        );
-    }
-    let (Some(first), Some(last)) = (ours.first(), ours.last()) else {
-        return;
-    };
-    let more = load::count(last.tenants - first.tenants);
-    for (what, of) in [
-        ("idle", (|seen: &Seen| seen.idle_memory) as fn(&Seen) -> f64),
-        ("after load", |seen| seen.loaded_memory),
-    ] {
-        let growth = (of(last) - of(first)) / more / KIB;
-        let bar = Some(Bar::AtMost(12.0));
-        line(
-            Row::Memory,
-            format!("growth per tenant, {what}"),
-            "KiB",
-            growth.into(),
-            None,
-            bar,
-        );
-    }
-    let flat = last.cpu / first.cpu;
-    let name = format!(
-        "CPU per request, {} tenants over {}",
-        last.tenants, first.tenants
-    );
-    line(
-        Row::Scale,
-        name,
-        "×",
-        flat.into(),
-        None,
-        Some(Bar::AtMost(1.2)),
-    );
-    report.lines.sort_by_key(|line| line.row as usize);
 }

@@ -20,7 +20,11 @@ const RUNS: u32 = 1_000_000;
 const SERVED_WITHIN: Duration = Duration::from_secs(20);
 
 const fn repeats(arguments: &Arguments) -> usize {
-    if arguments.quick { 3 } else { 9 }
+    if arguments.quick {
+        3
+    } else {
+        arguments.repeats
+    }
 }
 
 const fn iperf_seconds(arguments: &Arguments) -> u64 {

@@ -7,8 +7,8 @@ use super::{
     Scope::Cases,
 };
 
-const SERVED: &[&str] = &["200; asked 1; carries on"];
-const SERVED_LAST: &[&str] = &["200; asked 1; ends"];
+pub(super) const SERVED: &[&str] = &["200; asked 1; carries on"];
+pub(super) const SERVED_LAST: &[&str] = &["200; asked 1; ends"];
 const REFUSED: &str = "400; asked 0; ends";
 
 /// What haproxy serves and we refuse with 400.
@@ -35,7 +35,7 @@ const fn refused(
     clippy::too_many_arguments,
     reason = "a row of a table has as many columns"
 )]
-const fn row(
+pub(super) const fn row(
     what: &'static str,
     theirs_said: &'static str,
     ours_said: &'static str,
@@ -333,95 +333,5 @@ pub(super) const FATES: &[Intended] = &[
         &["a fragment", "a URL of another host", "Upgrade: websocket"],
         &["400; asked 0; ends"],
         "200; asked 1; carries on",
-    ),
-    row(
-        "An answer of up to 64 KiB without a length",
-        "closes the guest's connection",
-        "gets a length; the connection carries on",
-        "It costs the guest no new connection.",
-        Answered,
-        &["the answer is of HTTP/1.0", "the answer has no length"],
-        SERVED_LAST,
-        "200; asked 1; carries on",
-    ),
-    row(
-        "A longer answer without a length",
-        "closes the guest's connection",
-        "is sent in chunks; the connection carries on",
-        "As above.",
-        Answered,
-        &["the answer is long, without a length"],
-        SERVED_LAST,
-        "200; asked 1; carries on",
-    ),
-    row(
-        "Interim answers of the agent (100, 103)",
-        "passed on",
-        "left out",
-        "Neutron's agent sends none.",
-        Answered,
-        &["the answer comes after 100 Continue"],
-        &["100; asked 1; carries on"],
-        "200; asked 1; carries on",
-    ),
-    row(
-        "The same, Early Hints",
-        "passed on",
-        "left out",
-        "As above.",
-        Answered,
-        &["the answer comes after 103 Early Hints"],
-        &["103; asked 1; carries on"],
-        "200; asked 1; carries on",
-    ),
-    row(
-        "An answer that is cut off",
-        "passed on, cut off",
-        "502",
-        "A guest must not take half a document for a whole one.",
-        Answered,
-        &["the answer is cut", "the answer's chunks are cut"],
-        &["200; asked 1; ends within the answer"],
-        "502; asked 1; carries on",
-    ),
-    row(
-        "An answer that stops for longer than `timeouts.server`",
-        "passed on, cut off",
-        "504",
-        "As above.",
-        Answered,
-        &["the answer stops"],
-        &["200; asked 1; ends within the answer"],
-        "504; asked 1; carries on",
-    ),
-    row(
-        "A status that is none",
-        "99, passed on",
-        "502",
-        "There are three digits (RFC 9110, 15).",
-        Answered,
-        &["the answer's status is 099"],
-        &["99; asked 1; ends"],
-        "502; asked 1; carries on",
-    ),
-    row(
-        "The same, with four digits",
-        "1000, passed on",
-        "502",
-        "As above.",
-        Answered,
-        &["the answer's status is 1000"],
-        &["1000; asked 1; carries on"],
-        "502; asked 1; carries on",
-    ),
-    row(
-        "An answer that says HTTP/2.0 in text",
-        "passed on",
-        "502",
-        "There is no such answer.",
-        Answered,
-        &["the answer is of HTTP/2.0 in text"],
-        SERVED,
-        "502; asked 1; carries on",
     ),
 ];

@@ -6,7 +6,9 @@ use metadata_proxy_tests::{
     Footprint, Kind, METADATA_V4, TenantFixture, agent::bpffs_dir, process::output, tenant_map,
 };
 
-use crate::stage::{SOON, Stage, assert_served_twice, builder, times_steered, traces_on_node};
+use metadata_proxy_tests::stage::{
+    SOON, Stage, assert_served_twice, builder, times_steered, traces_on_node,
+};
 
 #[test]
 fn the_successor_of_a_killed_agent_adopts_what_it_left_and_serves() {

@@ -4,7 +4,7 @@ use metadata_proxy_tests::{
     Connection, Haproxy, Kind, MetadataAgent, NeutronProxy, Node, TenantFixture, haproxy, neutron,
 };
 
-use crate::stage::{Stage, assert_served, assert_served_twice, told};
+use metadata_proxy_tests::stage::{Stage, assert_served, assert_served_twice, told};
 
 /// A tenant with an haproxy that has an upstream of its own, and connections open to it.
 struct Before {

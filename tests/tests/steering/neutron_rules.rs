@@ -4,7 +4,7 @@ use metadata_proxy_tests::{
     Footprint, Kind, METADATA_V4, NeutronProxy, Node, TenantFixture, neutron,
 };
 
-use crate::stage::{SOON, Stage, assert_identified, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_identified, assert_served_twice};
 
 const BOTH: [NeutronProxy; 2] = [NeutronProxy::Enabled, NeutronProxy::Disabled];
 

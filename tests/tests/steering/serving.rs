@@ -3,7 +3,7 @@
 use metadata_proxy_tests::{Connection, Kind, METADATA_V4, TenantFixture, Web, connection};
 use uuid::Uuid;
 
-use crate::stage::{
+use metadata_proxy_tests::stage::{
     Stage, assert_guest_served, assert_identified, assert_not_served, assert_served,
     assert_served_twice,
 };

@@ -1,8 +1,15 @@
-//! A node with an upstream that tells who was said to have asked, and an agent.
+//! What most tests begin with: a node with an upstream that tells who was said to have asked, and
+//! an agent. Unlike other fixtures these functions assert: what fails here fails the test.
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    clippy::must_use_candidate,
+    reason = "every function here is an assertion, or makes what a test cannot do without"
+)]
 
 use std::time::Duration;
 
-use metadata_proxy_tests::{
+use crate::{
     Agent, Connection, Footprint, Gate, Guest, Kind, METADATA_V4, MetadataAgent, Netns, Node,
     Reply, TenantFixture,
     agent::Builder,
@@ -10,7 +17,7 @@ use metadata_proxy_tests::{
 };
 
 /// How long what must happen may take, on slow and busy machines.
-pub(crate) const SOON: Duration = Duration::from_secs(15);
+pub const SOON: Duration = Duration::from_secs(15);
 
 /// Every identity header, and every header that claims a forwarding.
 const CLAIMS: &[&str] = &[
@@ -24,24 +31,35 @@ const CLAIMS: &[&str] = &[
     "x-real-ip",
 ];
 
-pub(crate) struct Stage {
-    pub(crate) agent: Agent,
-    pub(crate) upstream: MetadataAgent,
-    pub(crate) node: Node,
+/// A node, its upstream and its agent; the agent is stopped first.
+pub struct Stage {
+    /// The agent.
+    pub agent: Agent,
+    /// Its upstream.
+    pub upstream: MetadataAgent,
+    /// Where both are.
+    pub node: Node,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Stage {
-    pub(crate) fn new() -> Self {
+    /// A stage with an agent that is ready.
+    pub fn new() -> Self {
         Self::with(|agent| agent)
     }
 
     /// A stage whose agent is configured differently.
-    pub(crate) fn with(configure: impl FnOnce(Builder) -> Builder) -> Self {
+    pub fn with(configure: impl FnOnce(Builder) -> Builder) -> Self {
         Self::on(Node::new().unwrap(), configure)
     }
 
     /// A stage on a node where something is already.
-    pub(crate) fn on(node: Node, configure: impl FnOnce(Builder) -> Builder) -> Self {
+    pub fn on(node: Node, configure: impl FnOnce(Builder) -> Builder) -> Self {
         let upstream = upstream(&node);
         let agent = configure(builder(&node, &upstream)).start().unwrap();
         Self {
@@ -52,7 +70,7 @@ impl Stage {
     }
 
     /// A stage whose upstream answers only once the gate is open.
-    pub(crate) fn gated(configure: impl FnOnce(Builder) -> Builder) -> (Self, Gate) {
+    pub fn gated(configure: impl FnOnce(Builder) -> Builder) -> (Self, Gate) {
         let gate = Gate::new();
         let barrier = gate.barrier();
         let stage = Self::answering(configure, move |_| {
@@ -63,7 +81,7 @@ impl Stage {
     }
 
     /// A stage whose upstream answers so.
-    pub(crate) fn answering(
+    pub fn answering(
         configure: impl FnOnce(Builder) -> Builder,
         respond: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
@@ -82,36 +100,37 @@ impl Stage {
     }
 
     /// Makes a tenant with one guest and waits until it is served.
-    pub(crate) fn tenant(&self, kind: Kind) -> TenantFixture {
+    pub fn tenant(&self, kind: Kind) -> TenantFixture {
         self.served(TenantFixture::new(&self.node, kind).unwrap())
     }
 
-    pub(crate) fn served(&self, tenant: TenantFixture) -> TenantFixture {
+    /// Waits until a tenant is served.
+    pub fn served(&self, tenant: TenantFixture) -> TenantFixture {
         self.agent.wait_served(&tenant).unwrap();
         tenant
     }
 
     /// How often something ended so in the kernel.
-    pub(crate) fn outcome(&self, label: &str) -> u64 {
+    pub fn outcome(&self, label: &str) -> u64 {
         let status = self.agent.admin_json("/v1/status").unwrap();
         status["outcomes"][label].as_u64().unwrap_or_default()
     }
 
     /// The requests the upstream got; they are forgotten.
-    pub(crate) fn take_requests(&self) -> Vec<Request> {
+    pub fn take_requests(&self) -> Vec<Request> {
         let requests = self.upstream.requests();
         self.upstream.forget();
         requests
     }
 
     /// Whether devices are attached to by TCX links, which only a scan notices to be gone.
-    pub(crate) fn is_tcx(&self) -> bool {
+    pub fn is_tcx(&self) -> bool {
         self.agent.admin_json("/v1/status").unwrap()["engine"]["attach"] == "tcx"
     }
 }
 
 /// An upstream that tells who was said to have asked.
-pub(crate) fn upstream(node: &Node) -> MetadataAgent {
+pub fn upstream(node: &Node) -> MetadataAgent {
     MetadataAgent::builder()
         .workers(4)
         .start(&node.directory().join("agent"))
@@ -119,7 +138,7 @@ pub(crate) fn upstream(node: &Node) -> MetadataAgent {
 }
 
 /// An agent with this upstream, that looks and tries again often.
-pub(crate) fn builder(node: &Node, upstream: &MetadataAgent) -> Builder {
+pub fn builder(node: &Node, upstream: &MetadataAgent) -> Builder {
     Agent::builder(node)
         .upstream_agent(upstream.socket())
         .set("discovery.scan_interval", "\"1s\"")
@@ -127,36 +146,37 @@ pub(crate) fn builder(node: &Node, upstream: &MetadataAgent) -> Builder {
 }
 
 /// What the upstream answers to this tenant's guest, from this address.
-pub(crate) fn told(tenant: &TenantFixture, from: impl std::fmt::Display) -> String {
+pub fn told(tenant: &TenantFixture, from: impl std::fmt::Display) -> String {
     format!("{}={} from={from}", tenant.kind.tag_name(), tenant.id)
 }
 
-/// A guest asks over IPv4 and is told that it is itself.
-pub(crate) fn assert_served(tenant: &TenantFixture) {
+/// The tenant's guest asks over IPv4 and is told that it is itself.
+pub fn assert_served(tenant: &TenantFixture) {
     assert_guest_served(tenant, tenant.guest());
 }
 
-/// This guest asks over IPv4 and over IPv6, and is told each time that it is itself.
-pub(crate) fn assert_served_twice(tenant: &TenantFixture) {
+/// The tenant's guest asks over IPv4 and over IPv6, and is told each time that it is itself.
+pub fn assert_served_twice(tenant: &TenantFixture) {
     let guest = tenant.guest();
     assert_guest_served(tenant, guest);
     let reply = guest.curl(&guest.metadata_v6(), &[]).unwrap();
     assert_eq!(reply.text(), told(tenant, guest.link_local), "{reply:?}");
 }
 
-pub(crate) fn assert_guest_served(tenant: &TenantFixture, guest: &Guest) {
+/// This guest asks over IPv4 and is told that it is itself.
+pub fn assert_guest_served(tenant: &TenantFixture, guest: &Guest) {
     let reply = guest.curl(METADATA_V4, &[]).unwrap();
     assert_eq!(reply.text(), told(tenant, guest.v4), "{reply:?}");
 }
 
 /// A guest gets no answer; it is not kept waiting for long here.
-pub(crate) fn assert_not_served(guest: &Guest) {
+pub fn assert_not_served(guest: &Guest) {
     let reply = guest.curl(METADATA_V4, &["--max-time", "0.5"]).unwrap();
     assert_eq!(reply.status, 0, "{reply:?}");
 }
 
 /// One request as bytes, one answer.
-pub(crate) fn exchange(guest: &Guest, bytes: impl AsRef<[u8]>) -> Reply {
+pub fn exchange(guest: &Guest, bytes: impl AsRef<[u8]>) -> Reply {
     let mut connection = Connection::v4(guest).unwrap();
     connection.send(bytes).unwrap();
     connection.answer().unwrap()
@@ -164,11 +184,7 @@ pub(crate) fn exchange(guest: &Guest, bytes: impl AsRef<[u8]>) -> Reply {
 
 /// A request that reached the upstream names this tenant and this guest, first of all and nowhere
 /// else.
-pub(crate) fn assert_identified(
-    request: &Request,
-    tenant: &TenantFixture,
-    from: impl std::fmt::Display,
-) {
+pub fn assert_identified(request: &Request, tenant: &TenantFixture, from: impl std::fmt::Display) {
     let expected = [
         (tenant.kind.tag_name().to_owned(), tenant.id.to_string()),
         ("x-forwarded-for".to_owned(), from.to_string()),
@@ -184,7 +200,7 @@ pub(crate) fn assert_identified(
 }
 
 /// How many times `steer` is on a device.
-pub(crate) fn times_steered(netns: &Netns, device: &str) -> usize {
+pub fn times_steered(netns: &Netns, device: &str) -> usize {
     let footprint = Footprint::of_netns(netns).unwrap().to_string();
     let tcx = format!("tcx on {device}: ");
     let filter = format!("filter on {device}: ");
@@ -197,7 +213,7 @@ pub(crate) fn times_steered(netns: &Netns, device: &str) -> usize {
 }
 
 /// What an agent has left on its node outside of namespaces.
-pub(crate) fn traces_on_node(node: &Node) -> Vec<String> {
+pub fn traces_on_node(node: &Node) -> Vec<String> {
     let footprint = Footprint::of_node(node).unwrap().to_string();
     // Every bpffs has the kernel's own two from the start, where the kernel is built so.
     let is_kernels =

@@ -6,7 +6,7 @@ use metadata_proxy_tests::{Connection, Kind, METADATA_V4, TenantFixture, wait_un
 use nix::sys::signal::Signal;
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice, builder};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, assert_served_twice, builder};
 
 fn wait_logged(stage: &Stage, words: &str) {
     wait_until(words, SOON, || stage.agent.log().contains(words)).unwrap();

@@ -8,7 +8,7 @@ use metadata_proxy_tests::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::stage::{SOON, Stage, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served_twice};
 
 #[test]
 fn guests_are_served_when_every_connection_begins_with_a_cookie() {

@@ -9,7 +9,9 @@ use metadata_proxy_tests::{
 use nix::sys::signal::Signal;
 use socket2::Socket;
 
-use crate::stage::{SOON, Stage, assert_served_twice, builder, traces_on_node, upstream};
+use metadata_proxy_tests::stage::{
+    SOON, Stage, assert_served_twice, builder, traces_on_node, upstream,
+};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n";
 

@@ -6,7 +6,7 @@ use metadata_proxy_tests::{
     Kind, METADATA_V4, TenantFixture, agent::bpffs_dir, netns::Netns, wait_until,
 };
 
-use crate::stage::{
+use metadata_proxy_tests::stage::{
     SOON, Stage, assert_guest_served, assert_not_served, assert_served_twice, times_steered,
 };
 
@@ -202,7 +202,7 @@ fn a_network_with_ipv4_only_is_served() {
         .netns
         .sysctl("net/ipv6/conf/all/disable_ipv6", "1")
         .unwrap();
-    crate::stage::assert_served(&tenant);
+    metadata_proxy_tests::stage::assert_served(&tenant);
     let router = TenantFixture::builder(Kind::Router)
         .guests(0)
         .build(&stage.node)

@@ -5,7 +5,7 @@ use metadata_proxy_tests::{
 };
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_not_served, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_not_served, assert_served_twice};
 
 fn wait_refused(tenant: &TenantFixture) {
     wait_until("a refusal", SOON, || {
@@ -111,7 +111,7 @@ fn a_declaration_of_somebody_else_outlives_the_agent() {
     assert_eq!(map.into_iter().collect::<Vec<_>>(), [(cookie, entry)]);
     drop(ours);
 
-    stage.agent = crate::stage::builder(&stage.node, &stage.upstream)
+    stage.agent = metadata_proxy_tests::stage::builder(&stage.node, &stage.upstream)
         .start()
         .unwrap();
     stage.agent.wait_served(&tenant).unwrap();

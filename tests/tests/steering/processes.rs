@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use metadata_proxy_tests::{Kind, METADATA_V4, Netns, Node, Reply, TenantFixture, Web};
 
-use crate::stage::{Stage, assert_identified, builder, upstream};
+use metadata_proxy_tests::stage::{Stage, assert_identified, builder, upstream};
 
 /// Makes curl print whom it was connected to, as it sees that.
 const REMOTE: &[&str] = &["--write-out", "\n%{remote_ip} %{remote_port}"];
@@ -145,5 +145,5 @@ fn without_the_hooks_processes_are_left_alone_and_guests_are_served() {
     let tenant = stage.tenant(Kind::Router);
     let reply = tenant.curl(METADATA_V4, &["--max-time", "1"]).unwrap();
     assert_eq!(reply.status, 0, "{reply:?}");
-    crate::stage::assert_served_twice(&tenant);
+    metadata_proxy_tests::stage::assert_served_twice(&tenant);
 }

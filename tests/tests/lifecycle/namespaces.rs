@@ -16,7 +16,7 @@ use metadata_proxy_tests::{
 use nix::mount::{MsFlags, mount};
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage, assert_served, assert_served_twice, times_steered};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served, assert_served_twice, times_steered};
 
 const NETWORK: Uuid = Uuid::from_u128(0x1234_5678);
 
@@ -108,11 +108,11 @@ fn a_stale_file_is_left_out_until_a_namespace_is_mounted_on_it() {
         .build(&stage.node)
         .unwrap();
     // What `ip netns` leaves when its mount is gone.
-    let stale = stage
+    let plain = stage
         .node
         .netns_dir()
         .join(format!("qrouter-{}", elsewhere.id));
-    fs::write(&stale, "").unwrap();
+    fs::write(&plain, "").unwrap();
     let other = stage.tenant(Kind::Network);
     assert_served(&other);
     wait_until("the file to be left out", SOON, || {
@@ -124,7 +124,7 @@ fn a_stale_file_is_left_out_until_a_namespace_is_mounted_on_it() {
     let source = format!("/proc/self/fd/{}", elsewhere.netns.file().as_raw_fd());
     mount(
         Some(source.as_str()),
-        &stale,
+        &plain,
         None::<&str>,
         MsFlags::MS_BIND,
         None::<&str>,
@@ -133,9 +133,9 @@ fn a_stale_file_is_left_out_until_a_namespace_is_mounted_on_it() {
     // No event tells of a mount; the next scan does.
     stage.agent.wait_served(&elsewhere).unwrap();
     assert_served_twice(&elsewhere);
-    nix::mount::umount2(&stale, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    nix::mount::umount2(&plain, nix::mount::MntFlags::MNT_DETACH).unwrap();
     stage.agent.wait_gone(elsewhere.kind, elsewhere.id).unwrap();
-    fs::remove_file(&stale).unwrap();
+    fs::remove_file(&plain).unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use metadata_proxy_tests::{
     Kind, METADATA_V4, TenantFixture, agent::bpffs_dir, process::run, tenant_map, wait_until,
 };
 
-use crate::stage::{
+use metadata_proxy_tests::stage::{
     SOON, Stage, assert_not_served, assert_served, assert_served_twice, times_steered,
 };
 

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use metadata_proxy_tests::{Connection, Kind, Netns, TenantFixture, wait_until};
 
-use crate::stage::{SOON, Stage, assert_served_twice};
+use metadata_proxy_tests::stage::{SOON, Stage, assert_served_twice};
 
 const LISTENER_PORT: u16 = 9697;
 
