@@ -58,7 +58,7 @@ pub(crate) struct VmTestArgs {
     #[arg(long = "test", value_name = "PROGRAM")]
     tests: Vec<PathBuf>,
     /// Seconds that one test program may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
     /// How the guest's processor is had
     #[arg(long, value_enum, default_value_t)]
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
     let qemu = Qemu::fetch(cache.root())?;
     let kernels = kernels::fetch(cache.root(), &args.kernels)?;
     let scratch = cache.scratch()?;
-    let agent = build::build(BuildArgs::DEBUG)?.agent;
+    let agent = build::build(BuildArgs::default())?.agent;
     let tests = programs(&args.tests)?;
     let base = base_archive(&agent, &tests, &scratch)?;
     eprintln!(

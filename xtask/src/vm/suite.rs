@@ -43,7 +43,14 @@ const SUITES: [&str; 2] = ["metadata-proxy", "metadata-proxy-tests"];
 /// Tests of theirs that are not about the kernel, and would take minutes in each guest: cloud-init
 /// needs a whole system around it (`vm-guest` boots one), the fixtures are what `guest` is here, and
 /// the others compare words or, beside haproxy, measure.
-const NOT_FOR_GUESTS: [&str; 5] = ["cloud_init", "fixtures", "neutron_", "service", "standin"];
+const NOT_FOR_GUESTS: [&str; 6] = [
+    "budget",
+    "cloud_init",
+    "fixtures",
+    "neutron_",
+    "service",
+    "standin",
+];
 
 /// Builds PID 1.
 pub(super) fn init() -> anyhow::Result<PathBuf> {
