@@ -7,10 +7,13 @@ use core::{marker::PhantomData, mem, ptr::NonNull};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_sock, bpf_sock_tuple},
+    bindings::{
+        BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+        bpf_sock, bpf_sock_tuple,
+    },
     helpers::generated::{
-        bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp,
-        bpf_tcp_check_syncookie,
+        self as helper, bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_assign, bpf_sk_release,
+        bpf_skc_lookup_tcp, bpf_tcp_check_syncookie,
     },
     programs::{SkLookupContext, SockAddrContext, TcContext},
 };
@@ -251,7 +254,7 @@ impl Socket<'_> {
 
     /// Whether it is a listening socket.
     #[inline(always)]
-    fn is_listening(&self) -> bool {
+    pub(crate) fn is_listening(&self) -> bool {
         // SAFETY: the reference is held, and `state` may be read of every kind of socket.
         unsafe { (*self.sock.as_ptr()).state == TCP_LISTEN }
     }
@@ -298,6 +301,61 @@ pub(crate) fn look_up<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a
         sock,
         lookup: PhantomData,
     })
+}
+
+/// Finds what is left of a connection that had the same guest and port behind a `REDIRECT` to the
+/// listener's port, which changed its destination after this program had seen it.
+///
+/// `REDIRECT` leads to the first address of the device. Over IPv4 that is the one the namespace speaks
+/// to the guest from; nothing is found where nothing is forwarded, as only routers redirect, or
+/// where the kernel cannot say that address (before 6.7; before 6.10 nothing is in the way, see
+/// [`Socket::is_in_the_way`]). Over IPv6 it is the metadata address itself, which the agent has
+/// added last.
+#[inline(always)]
+pub(crate) fn look_up_redirected<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a>> {
+    let port = globals::listener_port().to_be_bytes();
+    if !tuple.is_v4() {
+        // SAFETY: the length says that the IPv6 variant was written.
+        let seen = unsafe { tuple.tuple.__bindgen_anon_1.ipv6 };
+        let redirected = Tuple::of_words(seen.saddr, seen.daddr, seen.sport.to_ne_bytes(), port);
+        return look_up(ctx, &redirected);
+    }
+    // SAFETY: the length says that the IPv4 variant was written.
+    let seen = unsafe { tuple.tuple.__bindgen_anon_1.ipv4 };
+    // SAFETY: a tuple is integers; zero is a value.
+    let mut redirected: bpf_sock_tuple = unsafe { mem::zeroed() };
+    redirected.__bindgen_anon_1.ipv4 =
+        aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            daddr: own_address_towards(ctx, seen.saddr)?,
+            dport: u16::from_ne_bytes(port),
+            ..seen
+        };
+    let redirected = Tuple {
+        tuple: redirected,
+        len: TUPLE_V4_LEN,
+    };
+    look_up(ctx, &redirected)
+}
+
+/// The address this namespace speaks to a guest from, in network order.
+#[inline(always)]
+fn own_address_towards(ctx: &TcContext, guest: u32) -> Option<u32> {
+    const FLAGS: u32 = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+    const LEN: i32 = 64;
+    const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);
+    // SAFETY: the parameters are integers; zero is a value.
+    let mut route: bpf_fib_lookup = unsafe { mem::zeroed() };
+    route.family = AF_INET as u8;
+    route.l4_protocol = IPPROTO_TCP as u8;
+    route.__bindgen_anon_4.ipv4_dst = guest;
+    // SAFETY: the context is valid for as long as the program runs; the parameters are as long as
+    // said.
+    let found = unsafe {
+        route.ifindex = (*ctx.skb.skb).ifindex;
+        helper::bpf_fib_lookup(ctx.as_ptr(), &raw mut route, LEN, FLAGS)
+    };
+    // SAFETY: the lookup has written the IPv4 variant.
+    (found == 0).then(|| unsafe { route.__bindgen_anon_3.ipv4_src })
 }
 
 /// Finds the listener for a segment.

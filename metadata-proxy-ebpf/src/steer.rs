@@ -57,6 +57,11 @@ fn steer_segment(
         }
     }
     let outcome = if tcp.is_syn() {
+        // The same behind Neutron's REDIRECT, where the old socket has another address. There the
+        // SYN needs no steering: redirected, it finds old socket and listener.
+        if raw::look_up_redirected(ctx, tuple).is_some_and(|socket| !socket.is_listening()) {
+            return Outcome::PassedStray;
+        }
         Outcome::SteeredSyn
     } else if tcp.is_bare_ack() {
         Outcome::SteeredSyncookie
