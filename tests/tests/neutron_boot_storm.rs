@@ -141,10 +141,11 @@ fn a_boot_storm_costs_no_guest_an_error() {
     );
     let mut failures = Vec::new();
     for (name, workers) in AGENTS {
-        // Namespaces of its own for each: what haproxy's connections leave behind for a minute, in
-        // TIME_WAIT, would stand in the way of guests that use a port again behind REDIRECT.
-        let theirs = Place::new(workers).through_haproxy();
-        let ours = Place::new(workers).through_us();
+        // In the same namespaces, as on a node that is migrated: what haproxy's connections leave
+        // behind for a minute, in TIME_WAIT, is not to stand in our guests' way.
+        let place = Place::new(workers);
+        let theirs = place.through_haproxy();
+        let ours = place.through_us();
         for ((count, theirs), ours) in STORMS.iter().zip(&theirs).zip(&ours) {
             let (their_cell, our_cell) = (theirs.cell(), ours.cell());
             writeln!(table, "| {count} | {name} | {their_cell} | {our_cell} |").unwrap();
