@@ -6,6 +6,8 @@
 )]
 
 use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,12 +23,14 @@ use metadata_proxy_tests::{
     kept::KeepingGuest,
     metadata_agent, neutron,
     process::is_alive,
+    raw_http::METADATA,
     wait_until,
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use socket2::{Domain, Socket, Type};
 
 const TENANTS: usize = 20;
 const SOON: Duration = Duration::from_secs(30);
@@ -300,4 +304,61 @@ fn back(place: &Place<'_>, mut agent: Agent, stand_ins: Vec<Haproxy>, load: &Loa
         "Neutron would start a haproxy again"
     );
     haproxies
+}
+
+/// Asks from this port, and waits for the other side to end the connection.
+fn ask_from(port: u16) -> String {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket
+        .bind(&SocketAddr::from(([0, 0, 0, 0], port)).into())
+        .unwrap();
+    // Longer than a SYN that is lost twice.
+    let patience = Duration::from_secs(5);
+    socket.connect_timeout(&METADATA.into(), patience).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// haproxy has closed the guest's connection, so what lingers of it is in the tenant's namespace.
+#[test]
+fn what_haproxy_leaves_behind_is_in_no_guests_way() {
+    for kind in Kind::ALL {
+        let node = Node::new().unwrap();
+        let socket = node.directory().join("agent");
+        let upstream = HttpAgent::start(&socket, false, metadata_agent::who_asked).unwrap();
+        // One whose haproxy listens for IPv4 only, and one whose haproxy does not.
+        let tenants = [(); 2].map(|()| TenantFixture::new(&node, kind).unwrap());
+        if kind == Kind::Router {
+            for tenant in &tenants {
+                neutron::install_rules(&tenant.netns, NeutronProxy::Enabled).unwrap();
+            }
+        }
+        let place = Place {
+            node: &node,
+            upstream: &upstream,
+            tenants: &tenants,
+        };
+        let ask = |number: usize| {
+            let guest = &tenants[number].guest().netns;
+            let answer = guest.run(|| Ok(ask_from(45_000))).unwrap();
+            assert!(
+                answer.starts_with("HTTP/1.1 200 "),
+                "{kind} {number}: {answer:?}"
+            );
+        };
+        let haproxies = [0, 1].map(|number| place.start(number, Program::Haproxy));
+        (0..2).for_each(ask);
+        let _agent = place.agent();
+        for haproxy in haproxies {
+            signal(haproxy.pid(), Signal::SIGUSR1);
+            wait_until("the end of haproxy", SOON, || !is_alive(haproxy.pid())).unwrap();
+        }
+        (0..2).for_each(ask);
+    }
 }

@@ -64,12 +64,8 @@ fn is_served_again(kind: Kind, rules: Option<NeutronProxy>) {
         .start()
         .unwrap();
     agent.wait_served(&tenant).unwrap();
-    // Behind REDIRECT the last connection over IPv6 stands in the way of the next one from the same
-    // port, for as long as it lingers: a known limit, which README names.
-    let is_redirected = rules == Some(NeutronProxy::Enabled);
     let ask_again = || {
-        let v6 = (!is_redirected).then(metadata_v6);
-        for metadata in [METADATA].into_iter().chain(v6) {
+        for metadata in [METADATA, metadata_v6()] {
             for attempt in 0..4 {
                 let answer = ask(45_000, metadata);
                 assert!(
