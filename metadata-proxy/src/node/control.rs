@@ -156,7 +156,7 @@ impl Control for NodeControl {
                 self.node.limits.set_caps(caps(&loaded.config));
                 let settings = self.factory.reconfigure(&loaded.config);
                 self.config.store(Arc::new(loaded.config));
-                self.registry.send(Command::Reconfigure(settings)).await;
+                self.registry.reconfigure(settings).await;
                 let message = if needs_restart.is_empty() {
                     "configuration reloaded".to_owned()
                 } else {

@@ -35,8 +35,8 @@ pub enum Command {
     /// The first scan is over: forget what an earlier process left. Answered once every tenant
     /// declared before was tried.
     Settled(oneshot::Sender<()>),
-    /// Use these settings from now on.
-    Reconfigure(Arc<Settings>),
+    /// Use these settings from now on. Answered once every tenant has them.
+    Reconfigure(Arc<Settings>, oneshot::Sender<()>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
@@ -68,6 +68,13 @@ impl RegistryHandle {
     pub async fn settle(&self) {
         let (done, is_done) = oneshot::channel();
         self.send(Command::Settled(done)).await;
+        let _ = is_done.await;
+    }
+
+    /// Puts settings in force, and waits until every tenant has them.
+    pub async fn reconfigure(&self, settings: Arc<Settings>) {
+        let (done, is_done) = oneshot::channel();
+        self.send(Command::Reconfigure(settings, done)).await;
         let _ = is_done.await;
     }
 

@@ -200,7 +200,10 @@ impl Registry {
                 }
                 let _ = done.send(());
             }
-            Command::Reconfigure(settings) => self.reconfigure(settings),
+            Command::Reconfigure(settings, done) => {
+                self.reconfigure(settings);
+                let _ = done.send(());
+            }
             Command::List(reply) => {
                 let _ = reply.send(self.list());
             }
