@@ -342,11 +342,14 @@ pub(crate) fn look_up_redirected<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Optio
 fn own_address_towards(ctx: &TcContext, guest: u32) -> Option<u32> {
     const FLAGS: u32 = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
     const LEN: i32 = 64;
+    /// `AF_INET` and `IPPROTO_TCP`, as short as they are here.
+    const FAMILY: u8 = 2;
+    const PROTOCOL: u8 = 6;
     const _: () = assert!(size_of::<bpf_fib_lookup>() == 64);
     // SAFETY: the parameters are integers; zero is a value.
     let mut route: bpf_fib_lookup = unsafe { mem::zeroed() };
-    route.family = AF_INET as u8;
-    route.l4_protocol = IPPROTO_TCP as u8;
+    route.family = FAMILY;
+    route.l4_protocol = PROTOCOL;
     route.__bindgen_anon_4.ipv4_dst = guest;
     // SAFETY: the context is valid for as long as the program runs; the parameters are as long as
     // said.
@@ -354,8 +357,11 @@ fn own_address_towards(ctx: &TcContext, guest: u32) -> Option<u32> {
         route.ifindex = (*ctx.skb.skb).ifindex;
         helper::bpf_fib_lookup(ctx.as_ptr(), &raw mut route, LEN, FLAGS)
     };
+    if found != 0 {
+        return None;
+    }
     // SAFETY: the lookup has written the IPv4 variant.
-    (found == 0).then(|| unsafe { route.__bindgen_anon_3.ipv4_src })
+    Some(unsafe { route.__bindgen_anon_3.ipv4_src })
 }
 
 /// Finds the listener for a segment.

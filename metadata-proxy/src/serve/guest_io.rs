@@ -24,6 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::length_watch::LengthWatch;
 use crate::listener;
 
 /// A socket with a bound on how long a write may stand still.
@@ -32,6 +33,9 @@ pub(super) struct GuestIo<'a> {
     patience: Duration,
     /// Set once what is written is the last, whole answer, after which the connection ends.
     is_last: &'a AtomicBool,
+    /// Set once the guest has sent a `Content-Length`.
+    has_length: &'a AtomicBool,
+    lengths: LengthWatch,
     /// Cancelled when the process is about to end.
     stopping: &'a CancellationToken,
     /// Whether the guest has closed its side: then it is not for us to linger.
@@ -58,17 +62,20 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 const ONE_FLIGHT: libc::c_int = 14_600;
 
 impl<'a> GuestIo<'a> {
-    /// `is_last` and `stopping` are looked at when it matters.
+    /// `is_last` and `stopping` are looked at when it matters; `has_length` is set.
     pub(super) const fn new(
         stream: TcpStream,
         patience: Duration,
         is_last: &'a AtomicBool,
+        has_length: &'a AtomicBool,
         stopping: &'a CancellationToken,
     ) -> Self {
         Self {
             stream,
             patience,
             is_last,
+            has_length,
+            lengths: LengthWatch::new(),
             stopping,
             guest_closed: false,
             stalled: None,
@@ -169,7 +176,11 @@ impl AsyncRead for GuestIo<'_> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && buf.filled().len() == before;
+        let new = &buf.filled()[before..];
+        self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && new.is_empty();
+        if self.lengths.sees(new) {
+            self.has_length.store(true, Ordering::Relaxed);
+        }
         read
     }
 }
@@ -264,9 +275,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_not_over_before_the_guest_has_taken_everything() {
-        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
+        let (is_last, no_length) = (AtomicBool::new(false), AtomicBool::new(false));
+        let going_on = CancellationToken::new();
         let (mut guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
+        let mut io = GuestIo::new(
+            stream,
+            Duration::from_secs(30),
+            &is_last,
+            &no_length,
+            &going_on,
+        );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         let mut leaving = Box::pin(io.shutdown());
         assert!(
@@ -283,15 +301,28 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_takes_nothing_or_is_gone_is_not_waited_for() {
-        let (is_last, going_on) = (AtomicBool::new(false), CancellationToken::new());
+        let (is_last, no_length) = (AtomicBool::new(false), AtomicBool::new(false));
+        let going_on = CancellationToken::new();
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
+        let mut io = GuestIo::new(
+            stream,
+            Duration::from_millis(50),
+            &is_last,
+            &no_length,
+            &going_on,
+        );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         io.shutdown().await.unwrap();
         drop(guest);
 
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(stream, Duration::from_secs(30), &is_last, &going_on);
+        let mut io = GuestIo::new(
+            stream,
+            Duration::from_secs(30),
+            &is_last,
+            &no_length,
+            &going_on,
+        );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         // With bytes unread, this is a reset.
         drop(guest);
@@ -310,7 +341,14 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let going_on = CancellationToken::new();
         let is_last = AtomicBool::new(false);
-        let mut io = GuestIo::new(stream, Duration::from_millis(50), &is_last, &going_on);
+        let no_length = AtomicBool::new(false);
+        let mut io = GuestIo::new(
+            stream,
+            Duration::from_millis(50),
+            &is_last,
+            &no_length,
+            &going_on,
+        );
         let endless = vec![0; 1 << 20];
         let error = loop {
             if let Err(error) = io.write_all(&endless).await {
@@ -340,7 +378,14 @@ mod tests {
         stream.set_nodelay(true).unwrap();
         let going_on = CancellationToken::new();
         let is_last = AtomicBool::new(true);
-        let mut io = GuestIo::new(stream, Duration::from_secs(5), &is_last, &going_on);
+        let no_length = AtomicBool::new(false);
+        let mut io = GuestIo::new(
+            stream,
+            Duration::from_secs(5),
+            &is_last,
+            &no_length,
+            &going_on,
+        );
         io.write_all(b"answer").await.unwrap();
         assert_eq!(unsent(&io.stream), 6);
         io.shutdown().await.unwrap();

@@ -6,6 +6,7 @@
 mod connection;
 mod guest_io;
 mod leaving;
+mod length_watch;
 mod request;
 #[cfg(test)]
 mod tests;

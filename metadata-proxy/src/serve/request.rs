@@ -216,6 +216,7 @@ async fn steps(
     spent: &mut Option<Spent>,
 ) -> Result<Answer, RequestError> {
     rewrite::check(head)?;
+    check_length(guest, head)?;
     let _in_flight = admit(guest, settings)?;
     if !guest.service.may_forward() {
         return Err(RequestError::NoInternalNetwork);
@@ -232,6 +233,15 @@ async fn steps(
             guest.socket.left(),
         )
         .await?)
+}
+
+/// Refuses chunks beside a length, which the parser has hidden.
+fn check_length(guest: &Guest, head: &http::request::Parts) -> Result<(), BadRequest> {
+    let has_chunks = head.headers.contains_key(header::TRANSFER_ENCODING);
+    if has_chunks && guest.has_length.load(Ordering::Relaxed) {
+        return Err(BadRequest::Length);
+    }
+    Ok(())
 }
 
 /// Whether this guest may ask now; counts it either way.

@@ -95,9 +95,8 @@ fn broken_chunks_are_refused() {
     }
 }
 
-/// RFC 9112, 6.3, lets a server take the chunks and not the length, if it then closes.
 #[test]
-fn a_length_beside_chunks_smuggles_nothing_and_closes_the_connection() {
+fn a_length_beside_chunks_is_refused_and_smuggles_nothing() {
     let stage = Stage::new();
     let tenant = stage.tenant(Kind::Router);
     let hidden = "GET /hidden HTTP/1.1\r\nHost: a\r\nX-Neutron-Router-ID: spoofed\r\n\r\n";
@@ -109,19 +108,14 @@ fn a_length_beside_chunks_smuggles_nothing_and_closes_the_connection() {
         let request = format!("POST / HTTP/1.1\r\nHost: a\r\n{both}\r\n\r\n0\r\n\r\n{hidden}");
         connection.send(request).unwrap();
         let reply = connection.answer().unwrap();
-        assert!([200, 400].contains(&reply.status), "{both}: {reply:?}");
+        assert_eq!(reply.status, 400, "{both}: {reply:?}");
         assert_eq!(
             connection.rest().unwrap(),
             b"",
             "{both}: nothing after it is read"
         );
         let requests = stage.take_requests();
-        assert!(requests.len() <= 1, "{requests:?}");
-        for request in requests {
-            assert_eq!((request.target.as_str(), request.body.len()), ("/", 0));
-            assert_eq!(request.header("transfer-encoding"), None);
-            assert_eq!(request.header("content-length"), Some("0"));
-        }
+        assert!(requests.is_empty(), "{both}: {requests:?}");
     }
 }
 

@@ -109,6 +109,15 @@ pub(super) const FATES: &[Intended] = &[
         &["a length of 2^64"],
     ),
     refused(
+        "A length beside chunks",
+        "RFC 9112, 6.3, allows it to be refused: it ought to be handled as an error.",
+        SERVED_LAST,
+        &[
+            "chunks and a length of 0",
+            "smuggles a request: Content-Length and chunks",
+        ],
+    ),
+    refused(
         "Chunks in HTTP/1.0, chunks with bare LF",
         "RFC 9112, 6.1 and 7.1: ways to smuggle a request.",
         SERVED_LAST,
@@ -167,6 +176,7 @@ pub(super) const FATES: &[Intended] = &[
         &["a body of 100,000 bytes"],
         &[
             "200; asked 1; carries on",
+            "200; asked 1; ends",
             "nothing; asked 1; ends",
             "502; asked 1; carries on",
         ],

@@ -232,8 +232,6 @@ pub(super) const MANNERS: &[Intended] = &[
             "chunks with extensions and a trailer",
             "Transfer-Encoding: Chunked",
             "chunked in a tab",
-            "chunks and a length of 0",
-            "smuggles a request: Content-Length and chunks",
         ]),
         applies: Answered,
         covers: Aspects(|difference| {
