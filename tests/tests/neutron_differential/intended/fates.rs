@@ -160,8 +160,11 @@ pub(super) const FATES: &[Intended] = &[
         "Half a body is worse than none.",
         Agent,
         &["a body of 5,000 bytes", "a body of 60,000 bytes"],
+        // The agent closes with most of the body unread: what haproxy makes of the reset that follows is
+        // a matter of chance.
         &[
             "200; asked 1; carries on",
+            "200; asked 1; ends",
             "nothing; asked 1; ends",
             "502; asked 1; carries on",
         ],
