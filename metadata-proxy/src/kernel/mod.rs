@@ -84,6 +84,17 @@ pub enum KernelError {
         /// How many it holds.
         max: u32,
     },
+    /// Somebody else has declared that the namespace belongs to another tenant.
+    #[error(
+        "somebody else has declared in the TENANTS map that this namespace belongs to {found}: \
+         they are to remove that entry, or it is no namespace of {wanted}"
+    )]
+    TenantsTaken {
+        /// The tenant that was to be declared.
+        wanted: Tenant,
+        /// What the map says; nothing known where the entry is none that makes sense.
+        found: String,
+    },
     /// The cgroup hooks could not be attached.
     #[error("cannot attach the connect hooks to cgroup {cgroup}: {reason}")]
     Cgroup {
@@ -138,13 +149,15 @@ pub trait Kernel: Send + Sync + 'static {
         listener: std::os::fd::BorrowedFd<'_>,
     ) -> Result<(), KernelError>;
 
-    /// Declares that a namespace belongs to a tenant.
+    /// Declares that a namespace belongs to a tenant. Where somebody else has declared the same, it
+    /// stays theirs.
     ///
     /// # Errors
-    /// [`KernelError::TenantsFull`] or [`KernelError::Tenants`].
+    /// [`KernelError::TenantsFull`], [`KernelError::TenantsTaken`] or [`KernelError::Tenants`].
     fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError>;
 
-    /// Withdraws a declaration; nothing happens if there is none.
+    /// Withdraws a declaration of ours; nothing happens if there is none, or if it is somebody
+    /// else's.
     ///
     /// # Errors
     /// [`KernelError::Tenants`].

@@ -125,6 +125,58 @@ fn a_declaration_of_somebody_else_outlives_the_agent() {
 }
 
 #[test]
+fn a_declaration_of_somebody_else_is_left_to_them_where_the_name_says_the_same() {
+    let mut stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
+    let cookie = tenant_map::cookie(&tenant.netns).unwrap();
+    let entry = Entry {
+        kind: tenant.kind,
+        id: tenant.id,
+        is_of_agent: false,
+    };
+    tenant_map::write(&stage.node, cookie, entry).unwrap();
+    // Declared anew by an agent that finds it.
+    stage.agent.crash().unwrap();
+    stage.agent = metadata_proxy_tests::stage::builder(&stage.node, &stage.upstream)
+        .start()
+        .unwrap();
+    assert_served_twice(&tenant);
+    assert_eq!(tenant_map::read(&stage.node).unwrap()[&cookie], entry);
+    assert!(stage.agent.stop().unwrap().success());
+    assert_eq!(tenant_map::read(&stage.node).unwrap()[&cookie], entry);
+}
+
+#[test]
+fn a_namespace_that_somebody_else_gave_to_another_tenant_is_failing_until_they_take_it_back() {
+    let mut stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
+    let cookie = tenant_map::cookie(&tenant.netns).unwrap();
+    let other = Entry {
+        kind: Kind::Network,
+        id: Uuid::new_v4(),
+        is_of_agent: false,
+    };
+    tenant_map::write(&stage.node, cookie, other).unwrap();
+    stage.agent.crash().unwrap();
+    stage.agent = metadata_proxy_tests::stage::builder(&stage.node, &stage.upstream)
+        .start()
+        .unwrap();
+    wait_until("a failing tenant", SOON, || {
+        let status = stage.agent.tenant(&tenant).unwrap();
+        status.is_some_and(|status| status["state"] == "failing")
+    })
+    .unwrap();
+    let status = stage.agent.tenant(&tenant).unwrap().unwrap();
+    let reason = status["reason"].as_str().unwrap();
+    assert!(reason.contains(&other.id.to_string()), "{reason}");
+    assert_not_served(tenant.guest());
+    assert_eq!(tenant_map::read(&stage.node).unwrap()[&cookie], other);
+    tenant_map::delete(&stage.node, cookie).unwrap();
+    stage.agent.wait_served(&tenant).unwrap();
+    assert_served_twice(&tenant);
+}
+
+#[test]
 fn a_connection_is_refused_when_the_map_names_another_tenant() {
     let stage = Stage::new();
     let tenant = stage.tenant(Kind::Router);

@@ -41,8 +41,19 @@ impl TenantMap {
     }
 
     pub(super) fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError> {
+        let mut map = self.lock();
+        // What others wrote is theirs: the same serves as well, another is not for us to overrule.
+        if let Some(theirs) = foreign_entry(&map, cookie) {
+            return match tenant_of(theirs) {
+                Some(found) if found == tenant => Ok(()),
+                found => Err(KernelError::TenantsTaken {
+                    wanted: tenant,
+                    found: found.map_or_else(|| "nothing known".to_owned(), |it| it.to_string()),
+                }),
+            };
+        }
         let value = Value(TenantValue::by_agent(tenant.kind, tenant.id.into_bytes()));
-        self.lock().insert(key(cookie), value, 0).map_err(|e| {
+        map.insert(key(cookie), value, 0).map_err(|e| {
             if errno_of(&e) == Some(libc::E2BIG) {
                 KernelError::TenantsFull { max: self.max }
             } else {
@@ -55,7 +66,11 @@ impl TenantMap {
     }
 
     pub(super) fn withdraw(&self, cookie: NetnsCookie) -> Result<(), KernelError> {
-        match self.lock().remove(&key(cookie)) {
+        let mut map = self.lock();
+        if foreign_entry(&map, cookie).is_some() {
+            return Ok(());
+        }
+        match map.remove(&key(cookie)) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(e) if errno_of(&e) == Some(libc::ENOENT) => Ok(()),
             Err(e) => Err(KernelError::Tenants {
@@ -113,6 +128,12 @@ impl TenantMap {
         // Nothing panics while it holds this; if it did, the map would still be whole.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The entry of a namespace, if somebody else wrote it.
+fn foreign_entry(map: &HashMap<MapData, Key, Value>, cookie: NetnsCookie) -> Option<TenantValue> {
+    let Value(value) = map.get(&key(cookie), 0).ok()?;
+    (!value.is_of_agent()).then_some(value)
 }
 
 const fn key(cookie: NetnsCookie) -> Key {

@@ -108,8 +108,6 @@ struct Served {
     /// A way back into the namespace that needs no path; does not keep more alive than the listener.
     handle: OwnedFd,
     watcher: JoinHandle<()>,
-    /// Whether its entry in the map is somebody else's.
-    is_foreign: bool,
 }
 
 impl Entry {

@@ -150,7 +150,8 @@ impl Registry {
             Ok(handle) => handle,
             Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
         };
-        // What somebody else wrote into the map is theirs to write and to remove.
+        // What somebody else wrote into the map is theirs to write and to remove; what they have
+        // removed meanwhile is not to come back.
         if declaration.provider != Provider::Map
             && let Err(error) = self.kernel.declare(place.cookie, declaration.tenant)
         {
@@ -185,13 +186,11 @@ impl Registry {
         for (device, reason) in &place.refused {
             warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
         }
-        let is_foreign = declaration.provider == Provider::Map;
         Ok(Served {
             service,
             place,
             handle,
             watcher,
-            is_foreign,
         })
     }
 
@@ -204,9 +203,7 @@ impl Registry {
         else {
             return;
         };
-        if !served.is_foreign
-            && let Err(error) = self.kernel.withdraw(served.service.cookie)
-        {
+        if let Err(error) = self.kernel.withdraw(served.service.cookie) {
             error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
         }
         served.watcher.abort();
