@@ -49,8 +49,8 @@ pub(super) struct Guest {
     pub(super) socket: Watched,
     /// Whether the answer being written is whole, and the last of the connection.
     pub(super) is_last: AtomicBool,
-    /// Whether the guest has sent a `Content-Length` on this connection.
-    pub(super) has_length: AtomicBool,
+    /// Whether the guest has sent a head with a `Content-Length` and a `Transfer-Encoding`.
+    pub(super) has_both_lengths: AtomicBool,
 }
 
 /// How a connection ends when the process does.
@@ -160,7 +160,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 admitted,
                 socket: Watched::new(&stream),
                 is_last: AtomicBool::new(false),
-                has_length: AtomicBool::new(false),
+                has_both_lengths: AtomicBool::new(false),
             };
             let open = Open::new(node);
             tokio::spawn(async move {
@@ -210,7 +210,7 @@ async fn serve(stream: TcpStream, guest: Guest) {
         stream,
         settings.timeouts.client,
         &guest.is_last,
-        &guest.has_length,
+        &guest.has_both_lengths,
         &node.ends.stopping,
     ));
     drop(settings);

@@ -33,8 +33,8 @@ pub(super) struct GuestIo<'a> {
     patience: Duration,
     /// Set once what is written is the last, whole answer, after which the connection ends.
     is_last: &'a AtomicBool,
-    /// Set once the guest has sent a `Content-Length`.
-    has_length: &'a AtomicBool,
+    /// Set once the guest has sent a head with a `Content-Length` and a `Transfer-Encoding`.
+    has_both_lengths: &'a AtomicBool,
     lengths: LengthWatch,
     /// Cancelled when the process is about to end.
     stopping: &'a CancellationToken,
@@ -62,19 +62,19 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 const ONE_FLIGHT: libc::c_int = 14_600;
 
 impl<'a> GuestIo<'a> {
-    /// `is_last` and `stopping` are looked at when it matters; `has_length` is set.
+    /// `is_last` and `stopping` are looked at when it matters; `has_both_lengths` is set.
     pub(super) const fn new(
         stream: TcpStream,
         patience: Duration,
         is_last: &'a AtomicBool,
-        has_length: &'a AtomicBool,
+        has_both_lengths: &'a AtomicBool,
         stopping: &'a CancellationToken,
     ) -> Self {
         Self {
             stream,
             patience,
             is_last,
-            has_length,
+            has_both_lengths,
             lengths: LengthWatch::new(),
             stopping,
             guest_closed: false,
@@ -178,8 +178,8 @@ impl AsyncRead for GuestIo<'_> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let new = &buf.filled()[before..];
         self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && new.is_empty();
-        if self.lengths.sees(new) {
-            self.has_length.store(true, Ordering::Relaxed);
+        if self.lengths.sees_both(new) {
+            self.has_both_lengths.store(true, Ordering::Relaxed);
         }
         read
     }
@@ -275,14 +275,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_not_over_before_the_guest_has_taken_everything() {
-        let (is_last, no_length) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_last, one_length) = (AtomicBool::new(false), AtomicBool::new(false));
         let going_on = CancellationToken::new();
         let (mut guest, stream) = to_a_slow_guest().await;
         let mut io = GuestIo::new(
             stream,
             Duration::from_secs(30),
             &is_last,
-            &no_length,
+            &one_length,
             &going_on,
         );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
@@ -301,14 +301,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_takes_nothing_or_is_gone_is_not_waited_for() {
-        let (is_last, no_length) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_last, one_length) = (AtomicBool::new(false), AtomicBool::new(false));
         let going_on = CancellationToken::new();
         let (guest, stream) = to_a_slow_guest().await;
         let mut io = GuestIo::new(
             stream,
             Duration::from_millis(50),
             &is_last,
-            &no_length,
+            &one_length,
             &going_on,
         );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
@@ -320,7 +320,7 @@ mod tests {
             stream,
             Duration::from_secs(30),
             &is_last,
-            &no_length,
+            &one_length,
             &going_on,
         );
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
@@ -341,12 +341,12 @@ mod tests {
         let (stream, _) = listener.accept().await.unwrap();
         let going_on = CancellationToken::new();
         let is_last = AtomicBool::new(false);
-        let no_length = AtomicBool::new(false);
+        let one_length = AtomicBool::new(false);
         let mut io = GuestIo::new(
             stream,
             Duration::from_millis(50),
             &is_last,
-            &no_length,
+            &one_length,
             &going_on,
         );
         let endless = vec![0; 1 << 20];
@@ -378,12 +378,12 @@ mod tests {
         stream.set_nodelay(true).unwrap();
         let going_on = CancellationToken::new();
         let is_last = AtomicBool::new(true);
-        let no_length = AtomicBool::new(false);
+        let one_length = AtomicBool::new(false);
         let mut io = GuestIo::new(
             stream,
             Duration::from_secs(5),
             &is_last,
-            &no_length,
+            &one_length,
             &going_on,
         );
         io.write_all(b"answer").await.unwrap();

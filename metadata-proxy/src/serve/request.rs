@@ -238,7 +238,7 @@ async fn steps(
 /// Refuses chunks beside a length, which the parser has hidden.
 fn check_length(guest: &Guest, head: &http::request::Parts) -> Result<(), BadRequest> {
     let has_chunks = head.headers.contains_key(header::TRANSFER_ENCODING);
-    if has_chunks && guest.has_length.load(Ordering::Relaxed) {
+    if has_chunks && guest.has_both_lengths.load(Ordering::Relaxed) {
         return Err(BadRequest::Length);
     }
     Ok(())
