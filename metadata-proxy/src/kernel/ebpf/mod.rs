@@ -1,5 +1,6 @@
 //! The real kernel: loads the embedded object, keeps its maps pinned, attaches and detaches.
 
+mod abi;
 mod attach;
 mod tenant_map;
 
@@ -16,7 +17,7 @@ use aya::{
     programs::{SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, tc},
     util::KernelVersion,
 };
-use metadata_proxy_common::{ABI_VERSION, Outcome, names};
+use metadata_proxy_common::{Outcome, names};
 use tracing::{debug, info, warn};
 
 use self::tenant_map::{Key, TenantMap, Value};
@@ -93,6 +94,7 @@ impl EbpfKernel {
     /// # Errors
     /// [`KernelError::Load`] with the verifier's words, or [`KernelError::File`].
     pub fn load(options: KernelOptions) -> Result<Self, KernelError> {
+        abi::check(OBJECT)?;
         super::mounts::ensure_bpffs(&options.bpffs_dir)?;
         let tenants_pin = options.bpffs_dir.join(names::TENANTS);
         let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
@@ -365,9 +367,6 @@ fn globals(options: &KernelOptions) -> (u16, u8, u8) {
 fn loader<'a>(port: &'a u16, v4_only: &'a u8, debug_log: &'a u8) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader
-        // Written over with what this program was built with: a mismatch of layouts would have
-        // failed the build, since both sides are built from the same crate.
-        .override_global(names::ABI, &ABI_VERSION, true)
         .override_global(names::LISTENER_PORT, port, true)
         .override_global(names::LISTENER_V4_ONLY, v4_only, true)
         .override_global(names::DEBUG_LOG, debug_log, true);
