@@ -8,7 +8,7 @@
 )]
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, SocketAddrV6, TcpStream},
     time::Duration,
 };
@@ -17,6 +17,7 @@ use metadata_proxy_tests::{
     Agent, Kind, MetadataAgent, NeutronProxy, Node, TenantFixture, neutron,
     raw_http::METADATA,
     subnet::{GUEST_DEVICE, METADATA_V6_ADDRESS},
+    wait::wait_for,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -30,7 +31,14 @@ fn ask(from_port: u16, metadata: SocketAddr) -> String {
         SocketAddr::V4(_) => ([0, 0, 0, 0], from_port).into(),
         SocketAddr::V6(_) => ([0_u16; 8], from_port).into(),
     };
-    socket.bind(&any.into()).unwrap();
+    // The guest's own side lets go of the port when the last acknowledgement has come.
+    wait_for("the guest's own port", SOON, || {
+        match socket.bind(&any.into()) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            bound => Ok(Some(bound?)),
+        }
+    })
+    .unwrap();
     socket
         .connect_timeout(&metadata.into(), SOON)
         .unwrap_or_else(|error| panic!("cannot connect to {metadata} from {from_port}: {error}"));

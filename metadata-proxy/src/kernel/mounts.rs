@@ -95,21 +95,38 @@ pub(super) fn ensure_bpffs(directory: &Path) -> Result<(), KernelError> {
         let path = path.to_owned();
         move |source| KernelError::File { what, path, source }
     };
-    let mounts =
-        Mounts::of_this_process().map_err(failed("cannot look for a bpffs for", directory))?;
-    if let Some(point) = mounts.bpffs_missing_for(directory) {
+    let look = failed("cannot look for a bpffs for", directory);
+    if let Some(point) = missing_bpffs(directory).map_err(look)? {
         fs::create_dir_all(&point).map_err(failed("cannot make", &point))?;
-        nix::mount::mount(
-            Some("bpf"),
-            &point,
-            Some("bpf"),
-            nix::mount::MsFlags::empty(),
-            Some("mode=0700"),
-        )
-        .map_err(|errno| failed("cannot mount a bpffs at", &point)(errno.into()))?;
-        info!(at = %point.display(), "mounted a bpffs");
+        let mounted = mount_bpffs(directory, &point);
+        if mounted.map_err(failed("cannot mount a bpffs at", &point))? {
+            info!(at = %point.display(), "mounted a bpffs");
+        }
     }
     fs::create_dir_all(directory).map_err(failed("cannot make", directory))
+}
+
+fn missing_bpffs(directory: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(Mounts::of_this_process()?.bpffs_missing_for(directory))
+}
+
+/// Mounts a bpffs; false if somebody else has done so meanwhile.
+fn mount_bpffs(directory: &Path, point: &Path) -> io::Result<bool> {
+    // Two that start at the same time would mount one over the other's. The lock is on what the mount
+    // hides, where all meet who found nothing mounted.
+    let hidden = fs::File::open(point)?;
+    hidden.lock()?;
+    if missing_bpffs(directory)?.is_none() {
+        return Ok(false);
+    }
+    nix::mount::mount(
+        Some("bpf"),
+        point,
+        Some("bpf"),
+        nix::mount::MsFlags::empty(),
+        Some("mode=0700"),
+    )?;
+    Ok(true)
 }
 
 fn mount(line: &[u8]) -> Option<Mount> {

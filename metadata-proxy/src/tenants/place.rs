@@ -154,17 +154,16 @@ pub(super) fn converge(
     if netlink::add_local_route().map_err(system("cannot add the local metadata route"))? {
         mended += 1;
     }
-    let links = netlink::links().map_err(system("cannot list the devices"))?;
-    let faced: Vec<&Link> = links
-        .iter()
-        .filter(|link| {
-            plan.interfaces
-                .iter()
-                .any(|glob| glob.matches(&link.device.name))
-        })
-        .collect();
+    let list = || netlink::links().map_err(system("cannot list the devices"));
+    let mut links = list()?;
+    let readdressed = converge_addresses(plan.kind, &faced(plan, &links), place);
+    if readdressed > 0 {
+        // The listeners of the `bind` engine follow the addresses.
+        links = list()?;
+    }
+    mended += readdressed;
+    let faced = faced(plan, &links);
     place.may_forward = may_forward(plan.kind, &faced);
-    mended += converge_addresses(plan.kind, &faced, place);
     if plan.engine == Engine::Tc {
         // By its name a device is detached from, and that may have changed.
         for link in &links {
@@ -177,6 +176,18 @@ pub(super) fn converge(
     let listeners = bind_missing(plan, &links, place)?;
     mended += listeners.len();
     Ok(Converged { mended, listeners })
+}
+
+/// The devices that face guests.
+fn faced<'a>(plan: &Plan, links: &'a [Link]) -> Vec<&'a Link> {
+    links
+        .iter()
+        .filter(|link| {
+            plan.interfaces
+                .iter()
+                .any(|glob| glob.matches(&link.device.name))
+        })
+        .collect()
 }
 
 /// Opens what listeners are missing besides the wildcard one.

@@ -18,6 +18,7 @@ pub(crate) fn essential() -> anyhow::Result<()> {
         ("tmpfs", "/run"),
         ("tmpfs", "/tmp"),
         ("tracefs", "/sys/kernel/tracing"),
+        ("securityfs", "/sys/kernel/security"),
     ] {
         attach(kind, Path::new(target), None)?;
     }

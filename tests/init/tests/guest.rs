@@ -92,6 +92,35 @@ fn cgroup2_is_mounted_and_takes_a_child() {
     fs::remove_dir(&child).expect("a child cgroup can be removed");
 }
 
+/// A variant that did not come about would pass as a plain guest.
+#[test]
+#[ignore = "for test guests: cargo xtask vm-test"]
+fn the_guest_is_of_the_variant_that_was_asked_for() {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_else(|error| error.to_string());
+    let mounts = read("/proc/mounts");
+    let is_mounted = |kind: &str, at: &str| mounts.contains(&format!(" {at} {kind} "));
+    match std::env::var("METADATA_PROXY_VM_VARIANT").as_deref() {
+        Ok("jit-harden") => assert_eq!(read("/proc/sys/net/core/bpf_jit_harden"), "2\n"),
+        Ok("unprivileged-bpf-off") => {
+            assert_eq!(read("/proc/sys/kernel/unprivileged_bpf_disabled"), "1\n");
+        }
+        Ok("hybrid-cgroups") => {
+            assert!(is_mounted("cgroup2", "/sys/fs/cgroup/unified"), "{mounts}");
+            assert!(!is_mounted("cgroup2", "/sys/fs/cgroup"), "{mounts}");
+        }
+        Ok("no-bpffs") => assert!(!is_mounted("bpf", "/sys/fs/bpf"), "{mounts}"),
+        Ok("lockdown") => {
+            let lockdown = read("/sys/kernel/security/lockdown");
+            assert!(lockdown.contains("[confidentiality]"), "{lockdown}");
+        }
+        Ok("plain" | "capabilities") => {
+            assert!(is_mounted("bpf", "/sys/fs/bpf"), "{mounts}");
+            assert!(is_mounted("cgroup2", "/sys/fs/cgroup"), "{mounts}");
+        }
+        other => panic!("nobody knows the variant {other:?}"),
+    }
+}
+
 #[test]
 #[ignore = "for test guests: cargo xtask vm-test"]
 fn the_host_tools_start() {

@@ -19,7 +19,9 @@ mod variant;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
@@ -60,6 +62,9 @@ pub(crate) struct VmTestArgs {
     /// Seconds that one test program may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
+    /// Guests at a time
+    #[arg(long, value_name = "COUNT", default_value = "2")]
+    jobs: NonZeroUsize,
     /// How the guest's processor is had
     #[arg(long, value_enum, default_value_t)]
     accel: Accel,
@@ -99,12 +104,11 @@ pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
         base,
         tests: &tests,
     };
-    let mut columns = Vec::new();
-    for kernel in &kernels {
-        for variant in &variants {
-            columns.push(bench.guest(kernel, *variant)?);
-        }
-    }
+    let guests: Vec<_> = kernels
+        .iter()
+        .flat_map(|kernel| variants.iter().map(move |variant| (kernel, *variant)))
+        .collect();
+    let columns = bench.guests(&guests)?;
     println!("{}", table::render(&columns));
     if let Some(page) = &args.page {
         fs::write(page, table::page(&columns))
@@ -135,6 +139,36 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
+    /// Boots all of them, a few at a time: a guest waits more than it computes.
+    fn guests(&self, guests: &[(&Kernel, Variant)]) -> anyhow::Result<Vec<Column>> {
+        let next = AtomicUsize::new(0);
+        let worker = || {
+            let mut columns = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some((kernel, variant)) = guests.get(index) else {
+                    return Ok(columns);
+                };
+                columns.push((index, self.guest(kernel, *variant)?));
+            }
+        };
+        let mut columns = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.args.jobs.get())
+                .map(|_| scope.spawn(worker))
+                .collect();
+            let mut columns = Vec::new();
+            for worker in workers {
+                let done: anyhow::Result<Vec<_>> = worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                columns.extend(done?);
+            }
+            anyhow::Ok(columns)
+        })?;
+        columns.sort_by_key(|(index, _)| *index);
+        Ok(columns.into_iter().map(|(_, column)| column).collect())
+    }
+
     fn guest(&self, kernel: &Kernel, variant: Variant) -> anyhow::Result<Column> {
         let title = match variant {
             Variant::Plain => kernel.series.clone(),
@@ -146,19 +180,22 @@ impl Bench<'_> {
 
         let mut told = cpio::Archive::default();
         told.file(manifest::PATH, 0o644, &serde_json::to_vec(&manifest)?)?;
-        let initrd = self.scratch.join("initrd");
+        let name = title.replace(' ', "-");
+        let initrd = self.scratch.join(format!("initrd-{name}"));
         let archives = [self.base.as_slice(), &modules.archive, &told.finish()?].concat();
         fs::write(&initrd, archives).context("writing the initramfs")?;
 
-        let log = self.logs.join(format!("{}.log", title.replace(' ', "-")));
+        let log = self.logs.join(format!("{name}.log"));
         eprintln!("booting {} ({title})", kernel.release);
         let machine = Machine {
             accel: self.args.accel,
             memory_mib: MEMORY_MIB,
             kernel: kernel.image.clone(),
-            initrd,
-            command_line: "console=ttyS0 rdinit=/init panic=-1 loglevel=5 mitigations=off"
-                .to_owned(),
+            initrd: initrd.clone(),
+            command_line: format!(
+                "console=ttyS0 rdinit=/init panic=-1 loglevel=5 mitigations=off{}",
+                variant.kernel_parameters()
+            ),
             namespace: None,
             devices: Vec::new(),
         };
@@ -169,6 +206,8 @@ impl Bench<'_> {
             }
         });
         drop(running);
+        // As large as all tests together, and of no use any more.
+        fs::remove_file(&initrd).context("removing the initramfs")?;
         if self.args.tests.is_empty() && self.args.filter.is_none() {
             outcome.fail_without_functions();
         }

@@ -49,21 +49,31 @@ pub(super) struct Functions {
 }
 
 impl Functions {
-    /// Counts a line like `test name ... ok`.
+    /// Counts a line like `test name ... FAILED`, and the last one, which has the numbers: a line of
+    /// a single test may be torn by what the test itself prints.
     fn count(&mut self, line: &str) {
+        if let Some(numbers) = line.strip_prefix("test result: ") {
+            self.passed += number_before(numbers, " passed");
+            self.ignored += number_before(numbers, " ignored");
+        }
         let Some((name, verdict)) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.split_once(" ... "))
         else {
             return;
         };
-        match verdict.split([' ', ',']).next() {
-            Some("ok") => self.passed += 1,
-            Some("FAILED") => self.failed.push(name.to_owned()),
-            Some("ignored") => self.ignored += 1,
-            _ => {}
+        if verdict.split([' ', ',']).next() == Some("FAILED") {
+            self.failed.push(name.to_owned());
         }
     }
+}
+
+/// The number that stands before `word`.
+fn number_before(text: &str, word: &str) -> usize {
+    text.split(word)
+        .next()
+        .and_then(|before| before.rsplit(' ').next()?.parse().ok())
+        .unwrap_or_default()
 }
 
 impl Outcome {
@@ -272,7 +282,10 @@ mod tests {
         let (outcome, done) = judge(
             &["a", "b"],
             "VMTEST-START 6.1.0\nVMTEST-RUN a\ntest x ... ok\ntest y ... ignored, no\n\
-             VMTEST a ok 1.5\nVMTEST-RUN b\ntest z ... ok\nVMTEST b ok 0.1\n\
+             test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out\n\
+             VMTEST a ok 1.5\nVMTEST-RUN b\ntest z ... \nsaid\nok\n\
+             test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n\
+             VMTEST b ok 0.1\n\
              VMTEST-DONE passed=2 failed=0\n",
         );
         assert!(done && outcome.passed(), "{outcome:?}");

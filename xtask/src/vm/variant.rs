@@ -18,6 +18,8 @@ pub(super) enum Variant {
     HybridCgroups,
     /// Nothing at `/sys/fs/bpf`.
     NoBpffs,
+    /// The kernel keeps its secrets, and its integrity, from root too.
+    Lockdown,
     /// The agent without one capability after the other, all in one guest.
     Capabilities,
 }
@@ -71,11 +73,12 @@ pub(super) const CAPABILITIES: [Capability; 9] = [
 ];
 
 /// All but the plain one.
-const ALL: [Variant; 5] = [
+const ALL: [Variant; 6] = [
     Variant::JitHarden,
     Variant::UnprivilegedBpfOff,
     Variant::HybridCgroups,
     Variant::NoBpffs,
+    Variant::Lockdown,
     Variant::Capabilities,
 ];
 
@@ -87,7 +90,16 @@ impl Variant {
             Self::UnprivilegedBpfOff => "unprivileged-bpf-off",
             Self::HybridCgroups => "hybrid-cgroups",
             Self::NoBpffs => "no-bpffs",
+            Self::Lockdown => "lockdown",
             Self::Capabilities => "capabilities",
+        }
+    }
+
+    /// What the kernel is told beyond what a plain guest's is.
+    pub(super) fn kernel_parameters(self) -> &'static str {
+        match self {
+            Self::Lockdown => " lockdown=confidentiality",
+            _ => "",
         }
     }
 
@@ -124,18 +136,11 @@ impl Variant {
         };
         match self {
             // The tests run without capabilities, the guest has them all.
-            Self::Plain | Self::Capabilities => {}
+            Self::Plain | Self::Lockdown | Self::Capabilities => {}
             Self::JitHarden => sysctl("net/core/bpf_jit_harden", "2"),
             Self::UnprivilegedBpfOff => sysctl("kernel/unprivileged_bpf_disabled", "1"),
             Self::HybridCgroups => manifest.cgroups = Cgroups::Hybrid,
-            Self::NoBpffs => {
-                manifest.bpffs = false;
-                // Each test then mounts it like an agent that starts. On a node there is one
-                // agent; here tests that run at once would mount over each other.
-                for test in &mut manifest.tests {
-                    test.arguments.push("--test-threads=1".to_owned());
-                }
-            }
+            Self::NoBpffs => manifest.bpffs = false,
         }
     }
 }
@@ -153,6 +158,6 @@ mod tests {
             );
         }
         assert_eq!(Variant::parse(&["all".into()]).expect("all"), ALL);
-        assert!(Variant::parse(&["lockdown".into()]).is_err());
+        assert!(Variant::parse(&["locked-up".into()]).is_err());
     }
 }
