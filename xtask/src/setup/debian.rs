@@ -82,6 +82,19 @@ pub(super) const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("cloud-init", "cloud-init"),
 ];
 
+/// Programs that make test guests or are copied into them, beyond those of the tests.
+pub(super) const VM_PROGRAMS: &[(&str, &str)] = &[
+    ("busybox", "busybox-static"),
+    ("dash", "dash"),
+    ("dpkg-deb", "dpkg"),
+    ("mke2fs", "e2fsprogs"),
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+    ("strip", "binutils"),
+    ("sysctl", "procps"),
+    ("xz", "xz-utils"),
+];
+
 /// Tells cloud-init, where only tests want it, to leave the machine alone at boot.
 const CLOUD_INIT_DISABLED: &str = "/etc/cloud/cloud-init.disabled";
 

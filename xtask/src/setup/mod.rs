@@ -20,6 +20,8 @@ pub(crate) enum Purpose {
     Demo,
     /// The tests that need root
     Test,
+    /// The virtual machines; what boots in them is fetched apart, and not installed
+    Vm,
     /// The checks; one of the tools takes minutes to build
     Lint,
 }
@@ -101,6 +103,12 @@ fn set_up(purposes: &[Purpose]) -> Result<Vec<Item>> {
         items.push(Item {
             name: "test programs",
             found: packages.ensure(debian::TEST_PROGRAMS)?,
+        });
+    }
+    if purposes.contains(&Purpose::Vm) {
+        items.push(Item {
+            name: "VM programs",
+            found: packages.ensure(debian::VM_PROGRAMS)?,
         });
     }
     items.extend(bpf::toolchain(&mut packages)?);

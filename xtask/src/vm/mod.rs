@@ -37,6 +37,7 @@ use self::suite::{Role, TestProgram};
 use self::table::Column;
 use self::variant::{CAPABILITIES, Variant};
 use crate::build::{self, BuildArgs};
+use crate::setup::{self, Purpose};
 
 /// Where the agent lies in a guest.
 const AGENT: &str = "/tests/metadata-proxy";
@@ -80,6 +81,8 @@ pub(crate) struct VmTestArgs {
 pub(crate) fn run(args: &VmTestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let variants = Variant::parse(&args.variants)?;
+    setup::ensure(Purpose::Test)?;
+    setup::ensure(Purpose::Vm)?;
     qemu::ensure_usable(args.accel)?;
     let cache = Cache::claim()?;
 

@@ -29,6 +29,7 @@ use self::tools::Tools;
 use super::cache::Cache;
 use super::qemu::{self, Accel, Machine, Qemu};
 use crate::build::{self, BuildArgs};
+use crate::setup::{self, Purpose};
 
 const MEMORY_MIB: u32 = 640;
 
@@ -56,6 +57,8 @@ pub(crate) struct VmGuestArgs {
 pub(crate) fn run(args: &VmGuestArgs) -> anyhow::Result<()> {
     let begun = Instant::now();
     let scenarios = chosen(&args.scenarios)?;
+    setup::ensure(Purpose::Test)?;
+    setup::ensure(Purpose::Vm)?;
     qemu::ensure_usable(args.accel)?;
     let cache = Cache::claim()?;
     let agent = match &args.agent {
