@@ -32,8 +32,8 @@ pub(crate) struct BenchArgs {
     /// Tenants at most, 5,000 if not said
     #[arg(long, value_name = "COUNT")]
     tenants: Option<usize>,
-    /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, limit, kernel,
-    /// idle or scale; can be given more than once
+    /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, cross-check,
+    /// limit, kernel, idle or scale; can be given more than once
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }

@@ -11,13 +11,14 @@ use crate::{
     stages::Row,
 };
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     Row::Memory,
     Row::Start,
     Row::NewTenant,
     Row::Cpu,
     Row::Throughput,
     Row::Latency,
+    Row::CrossCheck,
     Row::Limit,
     Row::Kernel,
     Row::Idle,
@@ -158,7 +159,9 @@ fn draw(folder: &Path, row: Row, lines: &[&Line]) -> Result<Vec<(&'static str, &
             plots::pairs(&folder.join("latency.svg"), "Latency, p99", "µs", &tails)?;
             ("latency.svg", "Latency, p99")
         }
-        Row::Limit | Row::Kernel | Row::Idle => return Ok(Vec::new()),
+        Row::CrossCheck | Row::Limit | Row::Kernel | Row::Idle => {
+            return Ok(Vec::new());
+        }
     };
     Ok(vec![drawing])
 }

@@ -5,7 +5,7 @@ use std::{net::TcpListener, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use metadata_proxy_tests::{Kind, NeutronProxy, Node, TenantFixture, neutron};
 
-use super::{Lab, Row};
+use super::{Lab, Row, wrk};
 use crate::{
     Arguments,
     account::cpu_time,
@@ -80,7 +80,8 @@ pub(super) fn seconds(arguments: &Arguments) -> u64 {
     let plan = Plan::of(arguments);
     let each = (plan.warm_up + plan.window).as_secs_f64();
     let cells = WHO.len() * MODES.len() * BUSY.len();
-    let windows = (cells + 2) * plan.repeats + cells * plan.half_repeats;
+    let checks = WHO.len() * MODES.len() * plan.half_repeats;
+    let windows = (cells + 2) * plan.repeats + cells * plan.half_repeats + checks;
     Duration::from_secs_f64(each * load::count(windows)).as_secs() + 25
 }
 
@@ -169,6 +170,9 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     if lab.arguments.wants(Row::Latency) {
         half_rate(lab, &plan, &sides, &mut cells)?;
     }
+    if lab.arguments.wants(Row::CrossCheck) {
+        cross_check(lab, &plan, &sides, report)?;
+    }
     if lab.arguments.wants(Row::Limit) {
         limit(lab, &plan, &sides[0].tenants[0], report)?;
     }
@@ -230,6 +234,38 @@ fn check<T>(outcome: &Outcome<T>) -> Result<()> {
         outcome.answered,
         outcome.why.as_deref().unwrap_or("no answer at all"),
     );
+    Ok(())
+}
+
+/// One busy tenant, asked by wrk.
+fn cross_check(
+    lab: &Lab<'_>,
+    plan: &Plan,
+    sides: &[Side; WHO.len()],
+    report: &mut Report,
+) -> Result<()> {
+    for mode in MODES {
+        let mut seen: [Samples; WHO.len()] = Default::default();
+        for _ in 0..plan.half_repeats {
+            for (side, rate) in sides.iter().zip(&mut seen) {
+                let title = format!("wrk: {}, {:?}", mode_word(mode), side.who);
+                lab.progress.step(&title, plan.window.as_secs());
+                let asked = wrk::rate(&side.tenants[0], mode, CONNECTIONS, plan.window);
+                rate.push(asked.with_context(|| title)?);
+            }
+        }
+        let [theirs, ours @ ..] = &seen;
+        for (via, ours) in Via::ALL.into_iter().zip(ours) {
+            report.push(Line {
+                row: Row::CrossCheck,
+                name: format!("1 tenant, {}, {}", mode_word(mode), via.word()),
+                unit: "1/s",
+                ours: ours.clone(),
+                peer: Some(theirs.clone()),
+                bar: None,
+            });
+        }
+    }
     Ok(())
 }
 

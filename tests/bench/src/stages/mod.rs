@@ -3,6 +3,7 @@
 mod busy;
 mod crowded;
 mod kernel;
+mod wrk;
 
 use anyhow::Result;
 use metadata_proxy_tests::Node;
@@ -18,6 +19,7 @@ pub(crate) enum Row {
     Cpu,
     Throughput,
     Latency,
+    CrossCheck,
     Limit,
     Kernel,
     Idle,
@@ -34,6 +36,7 @@ impl Row {
             Self::Cpu => "cpu per request",
             Self::Throughput => "throughput",
             Self::Latency => "latency",
+            Self::CrossCheck => "cross-check with wrk",
             Self::Limit => "distance to the limit",
             Self::Kernel => "kernel cost",
             Self::Idle => "idle",
@@ -64,7 +67,13 @@ impl Stage {
 
     const fn rows(self) -> &'static [Row] {
         match self {
-            Self::Busy => &[Row::Cpu, Row::Throughput, Row::Latency, Row::Limit],
+            Self::Busy => &[
+                Row::Cpu,
+                Row::Throughput,
+                Row::Latency,
+                Row::CrossCheck,
+                Row::Limit,
+            ],
             Self::Crowded => &[
                 Row::Memory,
                 Row::Start,
