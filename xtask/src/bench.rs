@@ -33,7 +33,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "COUNT")]
     tenants: Option<usize>,
     /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, cross-check,
-    /// limit, kernel, idle or scale; can be given more than once
+    /// limit, kernel, idle, scale or profile (flame graphs, only if named); can be given more than once
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
 }

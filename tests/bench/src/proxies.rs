@@ -58,6 +58,11 @@ impl Ours {
         })
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.agent.pid()
+    }
+
     /// Waits until so many tenants are served.
     pub(crate) fn wait_serving(&self, tenants: usize, deadline: Duration) -> Result<()> {
         let start = Instant::now();

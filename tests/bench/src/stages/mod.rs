@@ -3,6 +3,7 @@
 mod busy;
 mod crowded;
 mod kernel;
+mod profile;
 mod wrk;
 
 use anyhow::Result;
@@ -24,6 +25,7 @@ pub(crate) enum Row {
     Kernel,
     Idle,
     Scale,
+    Profile,
 }
 
 impl Row {
@@ -41,6 +43,7 @@ impl Row {
             Self::Kernel => "kernel cost",
             Self::Idle => "idle",
             Self::Scale => "scale",
+            Self::Profile => "profile",
         }
     }
 }
@@ -54,6 +57,8 @@ pub(crate) enum Stage {
     Crowded,
     /// The kernel programs by themselves.
     Kernel,
+    /// Where the time goes; only if asked for, since perf takes time itself.
+    Profile,
 }
 
 impl Stage {
@@ -62,6 +67,7 @@ impl Stage {
             Self::Busy => "busy tenants",
             Self::Crowded => "many tenants",
             Self::Kernel => "the kernel programs",
+            Self::Profile => "where the time goes",
         }
     }
 
@@ -82,6 +88,7 @@ impl Stage {
                 Row::Scale,
             ],
             Self::Kernel => &[Row::Kernel],
+            Self::Profile => &[Row::Profile],
         }
     }
 
@@ -91,6 +98,7 @@ impl Stage {
             Self::Busy => busy::seconds(arguments),
             Self::Crowded => crowded::seconds(arguments),
             Self::Kernel => kernel::seconds(arguments),
+            Self::Profile => profile::SECONDS,
         }
     }
 
@@ -100,6 +108,7 @@ impl Stage {
             Self::Busy => busy::run(lab, report),
             Self::Crowded => crowded::run(lab, report),
             Self::Kernel => kernel::run(lab, report),
+            Self::Profile => profile::run(lab),
         }
     }
 }
@@ -107,7 +116,7 @@ impl Stage {
 /// The stages that measure what was asked for.
 pub(crate) fn chosen(arguments: &Arguments) -> Vec<Stage> {
     let is_wanted = |stage: &Stage| stage.rows().iter().any(|row| arguments.wants(*row));
-    [Stage::Busy, Stage::Crowded, Stage::Kernel]
+    [Stage::Busy, Stage::Crowded, Stage::Kernel, Stage::Profile]
         .into_iter()
         .filter(is_wanted)
         .collect()
