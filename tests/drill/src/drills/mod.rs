@@ -1,0 +1,18 @@
+//! The drills, a file for each.
+
+use anyhow::Result;
+
+use crate::{figures::Figures, plan::Plan};
+
+/// One promise, and what tries to break it.
+#[derive(Debug)]
+pub(crate) struct Drill {
+    pub(crate) name: &'static str,
+    /// The promise, in a line.
+    pub(crate) promise: &'static str,
+    /// Tries to break it; an error means that the drill itself could not go on.
+    pub(crate) run: fn(&Plan) -> Result<Figures>,
+}
+
+/// All of them, in the order in which they are run.
+pub(crate) const DRILLS: &[Drill] = &[];
