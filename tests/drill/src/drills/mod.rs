@@ -1,5 +1,9 @@
 //! The drills, a file for each.
 
+mod crash;
+mod crowd;
+mod upgrade;
+
 use anyhow::Result;
 
 use crate::{figures::Figures, plan::Plan};
@@ -15,4 +19,8 @@ pub(crate) struct Drill {
 }
 
 /// All of them, in the order in which they are run.
-pub(crate) const DRILLS: &[Drill] = &[];
+#[rustfmt::skip]
+pub(crate) const DRILLS: &[Drill] = &[
+    Drill { name: "upgrade", promise: "a new process takes over, and no request fails and no connection is reset", run: upgrade::run },
+    Drill { name: "crash", promise: "a crash loses only what was in flight: everybody is served within a second of the start", run: crash::run },
+];
