@@ -27,3 +27,8 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod node;
+
+pub mod service_manager;
+pub mod takeover;
+
+mod packet;

@@ -62,6 +62,18 @@ impl NetnsId {
         })
     }
 
+    /// Device and inode number, to be told to another process.
+    #[must_use]
+    pub const fn parts(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// From what [`parts`](Self::parts) told.
+    #[must_use]
+    pub const fn from_parts(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
+
     /// The inode number, as `ls -i` and `lsns` show it.
     #[must_use]
     pub const fn inode(self) -> u64 {

@@ -5,6 +5,7 @@ mod bpf_toolchain;
 mod build;
 mod ci;
 mod demo;
+mod drill;
 mod lint;
 mod run;
 mod setup;
@@ -35,6 +36,8 @@ enum Xtask {
     Lint,
     /// Measures the agent beside haproxy
     Bench(bench::BenchArgs),
+    /// Tries to break what the agent promises, one promise a drill
+    Drill(drill::DrillArgs),
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
     /// Runs all that CI runs
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Xtask::Test(args) => test::run(&args),
         Xtask::Lint => lint::run(),
         Xtask::Bench(args) => bench::run(&args),
+        Xtask::Drill(args) => drill::run(&args),
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Ci => ci::run(),

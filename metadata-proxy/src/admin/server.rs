@@ -4,6 +4,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
         linux::fs::MetadataExt as _,
         unix::{
             fs::{DirBuilderExt as _, FileTypeExt as _},
@@ -49,6 +50,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const EXCHANGE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time for an exchange that only ends in a refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for exchanges under way when another process has taken the socket.
+const LEAVING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 64;
 
@@ -95,6 +98,7 @@ pub struct AdminServer {
     listener: StdListener,
     file: SocketFile,
     admits: fn(u32) -> bool,
+    leave: CancellationToken,
 }
 
 impl AdminServer {
@@ -135,10 +139,41 @@ impl AdminServer {
         socket.listen(BACKLOG).map_err(failed("listen on"))?;
         socket.set_nonblocking(true).map_err(failed("set up"))?;
         Ok(Self {
-            listener: StdListener::from(std::os::fd::OwnedFd::from(socket)),
+            listener: StdListener::from(OwnedFd::from(socket)),
             file,
             admits,
+            leave: CancellationToken::new(),
         })
+    }
+
+    /// Takes over a socket that is bound at `path`, from the process that listened before.
+    ///
+    /// # Errors
+    /// There is nothing at the path.
+    pub fn adopt(socket: OwnedFd, path: &Path) -> Result<Self, BindError> {
+        let failed = |what| {
+            move |source| BindError::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let file = SocketFile::of(path).map_err(failed("look at"))?;
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true).map_err(failed("set up"))?;
+        Ok(Self {
+            listener: StdListener::from(OwnedFd::from(socket)),
+            file,
+            admits,
+            leave: CancellationToken::new(),
+        })
+    }
+
+    /// Leaves the socket's file where it is, and lets exchanges under way end, if `leave` is cancelled
+    /// when serving ends: another process has the socket then.
+    #[must_use]
+    pub fn leaving(self, leave: CancellationToken) -> Self {
+        Self { leave, ..self }
     }
 
     /// Where it is bound.
@@ -158,8 +193,9 @@ impl AdminServer {
     ) -> io::Result<()> {
         let Self {
             listener,
-            file,
+            mut file,
             admits,
+            leave,
         } = self;
         let listener = UnixListener::from_std(listener)?;
         let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
@@ -212,6 +248,12 @@ impl AdminServer {
                 }
             }
         }
+        if leave.is_cancelled() {
+            file.inode = None;
+            drop(listener);
+            let ended = async { while clients.join_next().await.is_some() {} };
+            let _ = timeout(LEAVING_TIMEOUT, ended).await;
+        }
         // Before the clients: nobody new shall find it.
         drop(file);
         clients.shutdown().await;
@@ -222,6 +264,12 @@ impl AdminServer {
     #[cfg(test)]
     pub(super) fn admitting(self, admits: fn(u32) -> bool) -> Self {
         Self { admits, ..self }
+    }
+}
+
+impl AsFd for AdminServer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -326,21 +374,22 @@ pub(crate) fn connect_now(path: &Path) -> io::Result<Socket> {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    inode: (u64, u64),
+    /// Nothing, if it is another's now.
+    inode: Option<(u64, u64)>,
 }
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
         Ok(Self {
             path: path.to_owned(),
-            inode: inode(path)?,
+            inode: Some(inode(path)?),
         })
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if inode(&self.path).is_ok_and(|inode| inode == self.inode)
+        if inode(&self.path).is_ok_and(|inode| Some(inode) == self.inode)
             && let Err(error) = fs::remove_file(&self.path)
         {
             warn!(%error, path = %self.path.display(), "cannot remove the admin socket");

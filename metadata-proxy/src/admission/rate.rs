@@ -17,11 +17,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use metadata_proxy_common::TenantKind;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use slab::Slab;
+use uuid::Uuid;
 
 use super::{
     list::{Linked, Links, List},
-    window::Window,
+    window::{self, Window},
 };
 use crate::identity::{GuestAddress, Tenant};
 
@@ -86,6 +90,20 @@ pub enum Verdict {
     },
 }
 
+/// The windows of one guest, as one process tells them to the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowRecord {
+    kind: u8,
+    id: Uuid,
+    address: IpAddr,
+    /// When this was so, milliseconds of the machine's monotonic clock.
+    at: u64,
+    /// When it may be forgotten, milliseconds from then.
+    expires_in: u64,
+    base: window::Record,
+    burst: window::Record,
+}
+
 /// What the limiter holds, for status and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RateSnapshot {
@@ -133,6 +151,9 @@ impl Linked for Entry {
     }
 }
 
+/// How far back a window of a predecessor may have begun.
+const EARLIER: Duration = Duration::from_hours(24 * 30);
+
 /// Slots looked at for expired entries with every request: enough to free more than can come.
 const SWEEP: usize = 2;
 
@@ -144,8 +165,10 @@ impl RateLimiter {
     /// one's windows be forgotten.
     #[must_use]
     pub fn new(max_tracked: usize, max_per_tenant: usize) -> Self {
+        let now = Instant::now();
         Self {
-            epoch: Instant::now(),
+            // Windows of a predecessor began before this process.
+            epoch: now.checked_sub(EARLIER).unwrap_or(now),
             max_tracked: max_tracked.max(1),
             max_per_tenant: max_per_tenant.max(1),
             state: Mutex::default(),
@@ -163,7 +186,7 @@ impl RateLimiter {
         if !limits.families.contain(guest.ip()) {
             return Verdict::Admitted;
         }
-        let now = milliseconds(now.saturating_duration_since(self.epoch));
+        let now = self.since_epoch(now);
         let (base, burst) = (limits.base.period_ms(), limits.burst.period_ms());
         // As Neutron sets `expire` of both tables.
         let memory = base.max(burst);
@@ -198,6 +221,57 @@ impl RateLimiter {
         Verdict::Denied {
             retry_after: wait.div_ceil(1_000).max(1),
         }
+    }
+
+    /// The windows that are still of use, as they are at `now`.
+    #[must_use]
+    pub fn windows(&self, now: Instant) -> Vec<WindowRecord> {
+        let at = monotonic_ms();
+        let now = self.since_epoch(now);
+        let state = self.state();
+        let entries = state.entries.iter().map(|(_, entry)| entry);
+        entries
+            .filter(|entry| entry.expires > now)
+            .map(|entry| WindowRecord {
+                kind: entry.tenant.kind as u8,
+                id: entry.tenant.id,
+                address: entry.address,
+                at,
+                expires_in: entry.expires - now,
+                base: entry.base.record(now),
+                burst: entry.burst.record(now),
+            })
+            .collect()
+    }
+
+    /// Goes on where a predecessor was. What makes no sense is left out; who has been counted here
+    /// already keeps that count.
+    pub fn resume(&self, windows: &[WindowRecord], now: Instant) {
+        let (clock, now) = (monotonic_ms(), self.since_epoch(now));
+        for record in windows {
+            let Some(kind) = TenantKind::from_byte(record.kind) else {
+                continue;
+            };
+            let tenant = Tenant {
+                kind,
+                id: record.id,
+            };
+            let at = now.saturating_sub(clock.saturating_sub(record.at));
+            let expires = at.saturating_add(record.expires_in);
+            let mut state = self.state();
+            if expires <= now || state.index.contains_key(&(tenant, record.address)) {
+                continue;
+            }
+            let slot = self.entry(&mut state, (tenant, record.address), now);
+            let entry = &mut state.entries[slot];
+            entry.expires = expires;
+            entry.base = Window::resumed(&record.base, at);
+            entry.burst = Window::resumed(&record.burst, at);
+        }
+    }
+
+    fn since_epoch(&self, now: Instant) -> u64 {
+        milliseconds(now.saturating_duration_since(self.epoch))
     }
 
     /// What it holds.
@@ -295,6 +369,11 @@ impl State {
             };
         }
     }
+}
+
+/// The machine's monotonic clock, which all processes see alike.
+fn monotonic_ms() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| milliseconds(now.into()))
 }
 
 fn milliseconds(duration: Duration) -> u64 {

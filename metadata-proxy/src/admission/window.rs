@@ -5,6 +5,8 @@
 //! a clock the caller chose; how long a period is comes with every call, so a configuration reload
 //! that changes it loses no count.
 
+use serde::{Deserialize, Serialize};
+
 /// Counts of the running period and of the one before.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Window {
@@ -14,7 +16,34 @@ pub(super) struct Window {
     previous: u32,
 }
 
+/// A window, as one process tells it to the next: with ages instead of moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// How long the running period has run, milliseconds.
+    age: u64,
+    current: u32,
+    previous: u32,
+}
+
 impl Window {
+    /// What another process needs to go on with this window.
+    pub(super) const fn record(self, now: u64) -> Record {
+        Record {
+            age: now.saturating_sub(self.start),
+            current: self.current,
+            previous: self.previous,
+        }
+    }
+
+    /// Goes on with the window of another process, as it was at `at`.
+    pub(super) const fn resumed(record: &Record, at: u64) -> Self {
+        Self {
+            start: at.saturating_sub(record.age),
+            current: record.current,
+            previous: record.previous,
+        }
+    }
+
     /// A window that begins with its first event.
     pub(super) const fn starting(now: u64) -> Self {
         Self {

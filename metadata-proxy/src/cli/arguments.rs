@@ -48,7 +48,15 @@ pub(super) enum Output {
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Run the agent in the foreground until SIGTERM
-    Run(Settings),
+    Run {
+        /// Take over from the agent that runs, if one does: it drains and ends, and no connection
+        /// is reset
+        #[arg(long)]
+        takeover: bool,
+
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// Check the configuration and this node, change nothing
     Check(Settings),
     /// Print the configuration that file, environment and flags add up to
@@ -270,8 +278,9 @@ mod tests {
             for setting in SETTINGS.iter() {
                 let flag = format!("--{}=x", setting.flag);
                 let arguments = Arguments::try_parse_from(["metadata-proxy", verb, &flag]).unwrap();
-                let (Verb::Run(settings) | Verb::Check(settings) | Verb::PrintConfig(settings)) =
-                    arguments.command
+                let (Verb::Run { settings, .. }
+                | Verb::Check(settings)
+                | Verb::PrintConfig(settings)) = arguments.command
                 else {
                     panic!("another command");
                 };

@@ -32,6 +32,15 @@ use crate::{
     config::{Config, ConfigSources, Loaded},
 };
 
+/// How the agent is to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// As the only one; it refuses while another runs.
+    Afresh,
+    /// In the place of the one that runs, if one does.
+    TakeOver,
+}
+
 /// A command line that makes sense.
 #[derive(Debug)]
 pub struct Invocation(Arguments);
@@ -60,7 +69,7 @@ impl Invocation {
 /// and the privileges are there; an error from it that holds a [`Failure`] decides the exit code.
 pub fn dispatch(
     invocation: Invocation,
-    run: impl FnOnce(Config, ConfigSources) -> anyhow::Result<()>,
+    run: impl FnOnce(Config, ConfigSources, Start) -> anyhow::Result<()>,
 ) -> ExitCode {
     let (mut out, mut err) = (io::stdout().lock(), io::stderr());
     let output = invocation.0.output;
@@ -97,7 +106,7 @@ fn report(error: &anyhow::Error, output: Output, err: &mut impl Write) -> Exit {
 fn execute(
     invocation: Invocation,
     capabilities: impl FnOnce() -> io::Result<Capabilities>,
-    run: impl FnOnce(Config, ConfigSources) -> anyhow::Result<()>,
+    run: impl FnOnce(Config, ConfigSources, Start) -> anyhow::Result<()>,
     out: &mut impl Write,
     err: &mut impl Write,
 ) -> anyhow::Result<Exit> {
@@ -107,11 +116,16 @@ fn execute(
         command,
     } = invocation.0;
     match command {
-        Verb::Run(settings) => {
+        Verb::Run { takeover, settings } => {
             let sources = sources(file, settings);
             let loaded = load(&sources, err)?;
             refuse_unprivileged(capabilities()?, &loaded.config)?;
-            run(loaded.config, sources)?;
+            let start = if takeover {
+                Start::TakeOver
+            } else {
+                Start::Afresh
+            };
+            run(loaded.config, sources, start)?;
             Ok(Exit::Ok)
         }
         Verb::Check(settings) => {

@@ -33,7 +33,7 @@ impl Ended {
 
 /// Runs a command; words are separated by blanks.
 fn command(line: &str) -> Ended {
-    command_with("CapEff:\tffffffffffffffff", line, |_, _| {
+    command_with("CapEff:\tffffffffffffffff", line, |_, _, _| {
         panic!("nothing was to be run")
     })
 }
@@ -41,7 +41,7 @@ fn command(line: &str) -> Ended {
 fn command_with(
     capabilities: &str,
     line: &str,
-    run: impl FnOnce(Config, ConfigSources) -> anyhow::Result<()>,
+    run: impl FnOnce(Config, ConfigSources, Start) -> anyhow::Result<()>,
 ) -> Ended {
     let words = std::iter::once("metadata-proxy").chain(line.split(' '));
     let invocation = Invocation::try_from_args(words).unwrap();
@@ -299,10 +299,15 @@ fn the_agent_is_run_with_what_was_configured() {
     let (_directory, path) = file("listener.port = 99\n");
     let line = format!("run -c {path} --workers 3");
     let mut given = None;
-    let ended = command_with("CapEff:\tffffffffffffffff", &line, |config, sources| {
-        given = Some((config, sources));
-        Ok(())
-    });
+    let ended = command_with(
+        "CapEff:\tffffffffffffffff",
+        &line,
+        |config, sources, start| {
+            assert_eq!(start, Start::Afresh);
+            given = Some((config, sources));
+            Ok(())
+        },
+    );
     assert_eq!(ended.exit, Exit::Ok);
     let (config, sources) = given.unwrap();
     assert_eq!((config.listener.port, config.workers), (99, 3));
@@ -314,9 +319,11 @@ fn the_agent_is_run_with_what_was_configured() {
 #[test]
 fn the_agents_own_failure_decides_the_exit_code() {
     let run = |error: anyhow::Error| {
-        command_with("CapEff:\tffffffffffffffff", "run -c /dev/null", |_, _| {
-            Err(error)
-        })
+        command_with(
+            "CapEff:\tffffffffffffffff",
+            "run -c /dev/null",
+            |_, _, _| Err(error),
+        )
         .exit
     };
     assert_eq!(run(anyhow::anyhow!("something")), Exit::Failure);
@@ -326,7 +333,7 @@ fn the_agents_own_failure_decides_the_exit_code() {
 
 #[test]
 fn without_privileges_run_names_what_is_missing_and_runs_nothing() {
-    let ended = command_with("CapEff:\t0", "run -c /dev/null", |_, _| {
+    let ended = command_with("CapEff:\t0", "run -c /dev/null", |_, _, _| {
         panic!("it was run")
     });
     assert_eq!(ended.exit, Exit::Privilege);

@@ -11,9 +11,13 @@ use std::{
 };
 
 use aya::{maps::MapData, programs::links::FdLink};
+use metadata_proxy_common::ABI_VERSION;
 use tracing::{debug, info, warn};
 
 use super::{KernelError, NetnsCookie};
+
+/// What a directory is called that says which layout the maps beside it have.
+const LAYOUT_PREFIX: &str = "layout-";
 
 const LINK_PREFIX: &str = "steer-";
 
@@ -126,6 +130,86 @@ pub(super) fn remove_unfit_map(
         path: path.to_owned(),
         source,
     })
+}
+
+/// Pins a map again if another one, or none, is pinned at its path.
+///
+/// # Errors
+/// [`KernelError::File`].
+pub(super) fn repin(map: &MapData, path: &Path) -> Result<(), KernelError> {
+    let id_of = |map: &MapData| map.info().map(|info| info.id()).ok();
+    let there = MapData::from_pin(path).ok().and_then(|map| id_of(&map));
+    if there.is_some() && there == id_of(map) {
+        return Ok(());
+    }
+    unpin(path);
+    map.pin(path).map_err(|e| KernelError::File {
+        what: "cannot pin a map at",
+        path: path.to_owned(),
+        source: io::Error::other(super::ebpf::chain(&e)),
+    })
+}
+
+/// Removes pinned maps of another version of the contract, though they may be as large as ours.
+///
+/// # Errors
+/// [`KernelError::File`] if one cannot be removed.
+pub(super) fn remove_other_layouts(dir: &Path, maps: &[&Path]) -> Result<(), KernelError> {
+    if dir.join(layout_name()).is_dir() {
+        return Ok(());
+    }
+    for path in maps {
+        match fs::remove_file(path) {
+            Ok(()) => {
+                info!(path = %path.display(), "replacing a pinned map of another version");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(KernelError::File {
+                    what: "cannot remove the outdated map",
+                    path: path.to_path_buf(),
+                    source,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says which version of the contract the pinned maps are of. A directory, since a bpffs takes no
+/// files.
+///
+/// # Errors
+/// [`KernelError::File`].
+pub(super) fn mark_layout(dir: &Path) -> Result<(), KernelError> {
+    let path = dir.join(layout_name());
+    if path.is_dir() {
+        return Ok(());
+    }
+    remove_layout_marks(dir);
+    fs::create_dir(&path).map_err(|source| KernelError::File {
+        what: "cannot make the directory",
+        path,
+        source,
+    })
+}
+
+/// Removes what [`mark_layout`] made, of any version.
+pub(super) fn remove_layout_marks(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with(LAYOUT_PREFIX))
+        {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+fn layout_name() -> String {
+    format!("{LAYOUT_PREFIX}{ABI_VERSION}")
 }
 
 /// Removes every pinned link of one namespace.

@@ -172,6 +172,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// Declarations that others wrote into the map.
     fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)>;
 
+    /// Takes back what a successor that failed put in the place of ours: pinned maps and hooks. What
+    /// is attached to devices is taken back by [`attach`](Self::attach).
+    fn reclaim(&self) {}
+
     /// How packets and connects ended since the counters were made, summed over CPUs.
     ///
     /// # Errors

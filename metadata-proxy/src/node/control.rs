@@ -21,7 +21,7 @@ use crate::{
     config::{Config, ConfigSources, UpstreamConfig},
     identity::Tenant,
     kernel::{Decision, Kernel},
-    netns::Netns,
+    netns::{Netns, NetnsId},
     serve,
     tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Source},
 };
@@ -102,7 +102,9 @@ impl Control for NodeControl {
             settings: None,
         };
         if let NamespaceRef::Pid(pid) = request.namespace {
-            self.watch_process(pid, &declaration)?;
+            watch_process(&self.registry, pid, declaration.netns).map_err(|error| {
+                ControlError::Impossible(format!("cannot watch process {pid}: {error}"))
+            })?;
         }
         drop(netns);
         match self.registry.declare(declaration).await {
@@ -182,34 +184,6 @@ impl Control for NodeControl {
 }
 
 impl NodeControl {
-    /// Ends a tenant that was added by a process when that process ends: only then is its namespace
-    /// not kept alive by us.
-    fn watch_process(&self, pid: u32, declaration: &Declaration) -> Result<(), ControlError> {
-        let process = pidfd(pid).map_err(|error| {
-            ControlError::Impossible(format!("cannot watch process {pid}: {error}"))
-        })?;
-        let registry = self.registry.clone();
-        let netns = declaration.netns;
-        tokio::spawn(async move {
-            // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
-            let watched = unsafe {
-                tokio::io::unix::AsyncFd::register_with_interest(
-                    process,
-                    tokio::io::Interest::READABLE,
-                )
-            };
-            if let Ok(watched) = watched {
-                // Readable means that the process has ended.
-                let _ = watched.readable().await;
-                let _ = watched.get_ref().as_fd();
-            }
-            registry
-                .send(Command::Withdraw(netns, Provider::Admin))
-                .await;
-        });
-        Ok(())
-    }
-
     fn upstream_status(&self) -> UpstreamStatus {
         let config = self.config.load();
         let place = match &config.upstream {
@@ -250,6 +224,32 @@ impl NodeControl {
             .and_then(|embedded| embedded.last_error());
         embedded.into_iter().collect()
     }
+}
+
+/// Ends a tenant that was added by a process when that process ends: only then is its namespace not
+/// kept alive by us.
+pub(super) fn watch_process(
+    registry: &RegistryHandle,
+    pid: u32,
+    netns: NetnsId,
+) -> std::io::Result<()> {
+    let process = pidfd(pid)?;
+    let registry = registry.clone();
+    tokio::spawn(async move {
+        // SAFETY: the descriptor is owned, and stays open until the `AsyncFd` is dropped.
+        let watched = unsafe {
+            tokio::io::unix::AsyncFd::register_with_interest(process, tokio::io::Interest::READABLE)
+        };
+        if let Ok(watched) = watched {
+            // Readable means that the process has ended.
+            let _ = watched.readable().await;
+            let _ = watched.get_ref().as_fd();
+        }
+        registry
+            .send(Command::Withdraw(netns, Provider::Admin))
+            .await;
+    });
+    Ok(())
 }
 
 /// Keys whose change takes a restart.

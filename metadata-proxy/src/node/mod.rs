@@ -3,12 +3,16 @@
 //! One thread with a runtime runs everything that changes the node (the registry, discovery, the
 //! sockets for operators and stand-ins, signals); the workers serve.
 
+mod beginning;
 mod control;
 mod exposition;
 mod lines;
 mod logging;
 mod registrations;
 mod settings;
+mod sockets;
+mod successor;
+mod watchdog;
 pub mod workers;
 
 use std::{
@@ -32,15 +36,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
+    beginning::Beginning,
     control::NodeControl,
     settings::SettingsFactory,
+    sockets::{Sockets, Stop},
+    successor::Offering,
     workers::{WorkerThreads, Workers},
 };
 use crate::{
     access::Metrics,
     admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
-    cli::{Exit, Failure},
+    cli::{Exit, Failure, Start},
     config::{Config, ConfigSources},
     discovery::Discovery,
     kernel::{
@@ -49,7 +56,9 @@ use crate::{
     },
     listener,
     netns::NetnsThread,
-    register, serve,
+    serve,
+    service_manager::{self, FdStore, Returned, ServiceManager},
+    takeover::{self, OfferedNode},
     tenants::{Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
 };
 
@@ -65,6 +74,8 @@ pub struct Ends {
     pub stopping: CancellationToken,
     /// Drop what is in flight too.
     pub aborting: CancellationToken,
+    /// Said before `stopping`: another process accepts from here on.
+    pub leaving: CancellationToken,
 }
 
 /// Runs the agent until it is told to end.
@@ -72,15 +83,16 @@ pub struct Ends {
 /// # Errors
 /// Whatever keeps it from starting, with what to do about it. Once it runs, failures are logged,
 /// shown in `status`, and dealt with.
-pub fn run(config: Config, sources: ConfigSources) -> anyhow::Result<()> {
+pub fn run(config: Config, sources: ConfigSources, start: Start) -> anyhow::Result<()> {
     let _logging = logging::start(&config.log)?;
     raise_file_limit();
+    let returned = service_manager::returned().context("what the service manager keeps for us")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot make the control runtime")?;
     runtime.block_on(async {
-        let node = Running::start(config, sources).await?;
+        let node = Running::start(config, sources, start, returned).await?;
         node.until_ended().await
     })
 }
@@ -107,7 +119,11 @@ struct Running {
     registry_task: JoinHandle<()>,
     /// Everything that may be stopped without order.
     tasks: Vec<JoinHandle<()>>,
-    sockets_stop: CancellationToken,
+    sockets_stop: Stop,
+    manager: ServiceManager,
+    store: FdStore,
+    /// The process id of a successor, once it has taken over.
+    successor: Option<oneshot::Receiver<i32>>,
     signals: Signals,
 }
 
@@ -115,6 +131,16 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// A restart: everything is left for the next process.
+    leave: Signal,
+}
+
+/// Why the process ends.
+enum End {
+    /// For good: what we added is removed.
+    Stop,
+    /// Another process goes on with everything; its id, if it runs already.
+    Leave(Option<i32>),
 }
 
 impl Signals {
@@ -123,6 +149,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            leave: signal(SignalKind::user_defined2())?,
         })
     }
 
@@ -135,19 +162,49 @@ impl Signals {
 }
 
 impl Running {
-    async fn start(config: Config, sources: ConfigSources) -> anyhow::Result<Self> {
+    async fn start(
+        config: Config,
+        sources: ConfigSources,
+        start: Start,
+        returned: Returned,
+    ) -> anyhow::Result<Self> {
         let signals = Signals::listen().context("cannot listen for signals")?;
         let started = Instant::now();
         let own_cookie = listener::netns_cookie().context(
             "this kernel cannot tell which namespace a connection belongs to (SO_NETNS_COOKIE, \
              Linux 5.14): no connection could be proved to come from a tenant",
         )?;
-        // First of all, since they say whether another agent is running.
-        let admin = AdminServer::bind(&config.admin.socket)?;
-        let register = register::Listener::bind(&config.admin.register_socket)?;
-
+        // First of all, since these say whether another agent is running.
+        let before = predecessor(start, &config)?;
+        let bound = match before {
+            None => Some(Sockets::bind(&config)?),
+            Some(_) => None,
+        };
         let engine = engine(&config)?;
-        let programs = load_programs(&config, &engine)?.map(Arc::new);
+        let mut beginning = Beginning::with_returned(returned);
+        let mut manager = ServiceManager::from_environment();
+        // From here on until it hears that we accept, the predecessor changes nothing on the node.
+        let received = match before {
+            Some(begun) => {
+                let mut received = beginning::receive(begun).await?;
+                let offer = &mut received.offer;
+                let tenants = std::mem::take(&mut offer.tenants);
+                let fits = beginning::check_fits(&offer.node, engine.engine, &config)
+                    .and_then(|()| beginning.with_handed(tenants));
+                if let Err(error) = fits {
+                    received.refuse(&format_args!("{error:#}"));
+                    return Err(error);
+                }
+                let node = &received.offer.node;
+                let watchdog = node.watchdog_ms.map(Duration::from_millis);
+                manager = manager.or(node.notify_socket.as_deref(), watchdog);
+                Some(received)
+            }
+            None => None,
+        };
+        let store = FdStore::of(&manager);
+
+        let programs = load_programs(&config, &engine, received.is_some())?.map(Arc::new);
         let kernel: Arc<dyn Kernel> = match &programs {
             Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
             None => Arc::new(PlainKernel::default()),
@@ -161,8 +218,10 @@ impl Running {
             Metrics::new(&mut metrics_registry),
             ends.clone(),
         ));
-        let (workers, threads) =
-            Workers::start(worker_count(&config), &node).context("cannot start the workers")?;
+        // Whoever connects before it is cancelled waits in the listener.
+        let accepting = CancellationToken::new();
+        let (workers, threads) = Workers::start(worker_count(&config), &node, &accepting)
+            .context("cannot start the workers")?;
         let netns = NetnsThread::start().context("cannot start the namespace thread")?;
 
         let factory = SettingsFactory::new(&config).await?;
@@ -183,8 +242,12 @@ impl Running {
             own_cookie,
             backoff: backoff(&config.load()),
             on_settled: on_settled(programs.clone()),
+            kept: Arc::clone(&beginning.kept),
+            suspended: std::mem::take(&mut beginning.suspended),
+            store: store.clone(),
         });
         let registry_task = tokio::spawn(registry.run());
+        let inherited = beginning.declare(&config.load(), &handle).await;
         let discovery = Discovery::new(
             Arc::clone(&config),
             Arc::clone(&kernel),
@@ -194,11 +257,35 @@ impl Running {
         let (discovering, is_scanned) = discover(discovery);
         tasks.push(discovering);
 
-        let sockets_stop = CancellationToken::new();
+        let mut signals = signals;
+        let mut sockets = match (bound, received) {
+            (Some(bound), _) => {
+                accepting.cancel();
+                bound
+            }
+            (None, Some(received)) => {
+                let all = (&beginning, &handle, is_scanned.clone());
+                tokio::select! {
+                    sockets = take_over(received, all, &node, &accepting, &config) => sockets?,
+                    () = signals.end() => bail!("told to end before everything was taken over"),
+                }
+            }
+            (None, None) => bail!("there are no sockets"),
+        };
+        let parts = Serving {
+            config: &config,
+            handle: &handle,
+            node: &node,
+            engine: &engine,
+            manager: &manager,
+        };
+        let sockets_stop = Stop::default();
+        let successor = parts.offer(&mut sockets, &sockets_stop, &mut tasks)?;
         tasks.push(registrations::serve_registrations(
-            register,
+            sockets.register,
             &config,
             &handle,
+            inherited,
             sockets_stop.clone(),
         )?);
         let control = Arc::new(NodeControl {
@@ -211,13 +298,24 @@ impl Running {
             registry: handle.clone(),
             factory,
             metrics: metrics_registry,
-            is_scanned,
+            is_scanned: is_scanned.clone(),
         });
         tasks.push(serve_operators(
-            admin,
+            sockets.admin,
             Arc::clone(&control),
-            sockets_stop.clone(),
+            &sockets_stop,
         ));
+        tasks.push(tokio::spawn(settle_in(
+            is_scanned,
+            handle.clone(),
+            manager.clone(),
+            beginning,
+            store.clone(),
+        )));
+        tasks.push(tokio::spawn(watchdog::watch(
+            manager.clone(),
+            workers.clone(),
+        )));
         info!(
             version = env!("CARGO_PKG_VERSION"),
             engine = engine.engine.word(),
@@ -236,35 +334,92 @@ impl Running {
             registry_task,
             tasks,
             sockets_stop,
+            manager,
+            store,
+            successor,
             signals,
         })
     }
 
-    /// Waits for a signal to end, reloading on `SIGHUP`, then ends everything in order.
+    /// Waits for a reason to end, reloading on `SIGHUP`, then ends everything in order.
     async fn until_ended(mut self) -> anyhow::Result<()> {
-        loop {
+        let end = loop {
             let Signals {
                 terminate,
                 interrupt,
                 hangup,
+                leave,
             } = &mut self.signals;
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break End::Stop,
+                _ = interrupt.recv() => break End::Stop,
+                _ = leave.recv() => break End::Leave(None),
+                pid = successor(&mut self.successor) => break End::Leave(Some(pid)),
                 _ = hangup.recv() => {
                     use crate::admin::Control as _;
                     // Both outcomes are logged where they happen.
                     let _ = self.control.reload().await;
                 }
             }
+        };
+        match end {
+            End::Stop => self.stop().await,
+            End::Leave(successor) => self.leave(successor).await,
         }
-        let grace = self.config.load().shutdown.grace;
-        info!(grace = ?grace, connections = self.node.open_connections(), "draining");
-        tell_service_manager(NotifyState::Stopping);
+    }
+
+    /// Ends for good: nothing of ours is left.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        // A successor that is about to take over is too late.
+        self.successor = None;
+        self.sockets_stop.no_successor.cancel();
+        info!(grace = ?self.config.load().shutdown.grace,
+            connections = self.node.open_connections(), "draining");
+        self.manager.tell(&[NotifyState::Stopping]);
         // Nothing new is steered here from now on; what was accepted is served to its end.
         let (quiet, is_quiet) = oneshot::channel();
         self.registry.send(Command::Quiesce(quiet)).await;
         let _ = is_quiet.await;
+        self.store.forget_state();
+        self.drain().await;
+        let programs = self.programs.clone();
+        self.finish().await;
+        if let Some(programs) = programs {
+            programs.remove_pins();
+        }
+        info!("ended");
+        Ok(())
+    }
+
+    /// Ends in favour of another process: what is in the kernel stays as it is.
+    async fn leave(mut self, successor: Option<i32>) -> anyhow::Result<()> {
+        self.sockets_stop.no_successor.cancel();
+        info!(
+            successor,
+            connections = self.node.open_connections(),
+            "another process takes over; draining"
+        );
+        match successor.map(u32::try_from) {
+            Some(Ok(pid)) => {
+                self.manager.tell(&[NotifyState::MainPid(pid)]);
+                self.sockets_stop.leave.cancel();
+            }
+            _ => self.manager.tell(&[NotifyState::Stopping]),
+        }
+        self.ends.leaving.cancel();
+        let (left, is_left) = oneshot::channel();
+        self.registry.send(Command::Leave(left)).await;
+        let _ = is_left.await;
+        self.sockets_stop.stop.cancel();
+        self.drain().await;
+        self.finish().await;
+        info!("ended; everything is left for another process");
+        Ok(())
+    }
+
+    /// Finishes what was accepted, as long as the grace period lasts.
+    async fn drain(&mut self) {
+        let grace = self.config.load().shutdown.grace;
         self.ends.stopping.cancel();
         tokio::select! {
             () = self.node.connections_over() => {}
@@ -272,11 +427,15 @@ impl Running {
             () = self.signals.end() => warn!("told twice; open connections are dropped"),
         }
         self.ends.aborting.cancel();
+    }
+
+    /// Ends tasks and threads.
+    async fn finish(self) {
         let (down, is_down) = oneshot::channel();
         self.registry.send(Command::Shutdown(down)).await;
         let _ = is_down.await;
         let _ = self.registry_task.await;
-        self.sockets_stop.cancel();
+        self.sockets_stop.stop.cancel();
         for task in self.tasks {
             // Those that serve sockets remove their files; the others just stop.
             let ended = tokio::time::timeout(Duration::from_millis(200), task);
@@ -284,12 +443,113 @@ impl Running {
         }
         drop(self.workers);
         self.threads.join();
-        if let Some(programs) = &self.programs {
-            programs.remove_pins();
-        }
-        info!("ended");
-        Ok(())
     }
+}
+
+/// The process id of a successor that has taken over; never, if there can be none.
+async fn successor(taken: &mut Option<oneshot::Receiver<i32>>) -> i32 {
+    if let Some(is_taken) = taken {
+        if let Ok(pid) = is_taken.await {
+            return pid;
+        }
+        *taken = None;
+    }
+    std::future::pending().await
+}
+
+/// The agent that runs, if this one is to take over from it.
+fn predecessor(start: Start, config: &Config) -> anyhow::Result<Option<takeover::Begun>> {
+    if start == Start::Afresh {
+        return Ok(None);
+    }
+    let begun = takeover::begin(&takeover::socket_path(&config.admin.socket))?;
+    if begun.is_none() {
+        info!("no agent runs from which to take over; starting afresh");
+    }
+    Ok(begun)
+}
+
+/// Waits until everything is served here, then accepts in the place of the predecessor.
+async fn take_over(
+    received: takeover::Received,
+    (beginning, registry, mut is_scanned): (&Beginning, &RegistryHandle, watch::Receiver<bool>),
+    node: &serve::Node,
+    accepting: &CancellationToken,
+    config: &ArcSwap<Config>,
+) -> anyhow::Result<Sockets> {
+    let _ = is_scanned.wait_for(|is_scanned| *is_scanned).await;
+    if let Err(error) = beginning.check_served(&registry.list().await) {
+        received.refuse(&format_args!("{error:#}"));
+        return Err(error);
+    }
+    let before = received.offer.node.clone();
+    let sockets = received.offer.take_sockets();
+    let committed = beginning::commit(received, node).await?;
+    accepting.cancel();
+    beginning::taken(committed).await?;
+    // Only now: whoever adopts a socket removes its file at the end.
+    Sockets::adopt(sockets?, &before, &config.load())
+}
+
+/// What is told to a successor.
+struct Serving<'a> {
+    config: &'a Arc<ArcSwap<Config>>,
+    handle: &'a RegistryHandle,
+    node: &'a Arc<serve::Node>,
+    engine: &'a Decision,
+    manager: &'a ServiceManager,
+}
+
+impl Serving<'_> {
+    /// Waits for successors.
+    fn offer(
+        &self,
+        sockets: &mut Sockets,
+        stop: &Stop,
+        tasks: &mut Vec<JoinHandle<()>>,
+    ) -> anyhow::Result<Option<oneshot::Receiver<i32>>> {
+        let duplicates = sockets
+            .duplicates()
+            .context("no descriptors for a successor")?;
+        let (Some(duplicates), Some(listener)) = (duplicates, sockets.successor.take()) else {
+            return Ok(None);
+        };
+        let config = self.config.load();
+        let watchdog = self.manager.watchdog();
+        let offering = Offering {
+            node: OfferedNode {
+                engine: self.engine.engine.word().to_owned(),
+                port: config.listener.port,
+                bpffs_dir: config.steering.bpffs_dir.clone(),
+                register_socket: config.admin.register_socket.clone(),
+                notify_socket: self.manager.socket().map(str::to_owned),
+                watchdog_ms: watchdog.and_then(|it| u64::try_from(it.as_millis()).ok()),
+            },
+            sockets: duplicates,
+            registry: self.handle.clone(),
+            serving: Arc::clone(self.node),
+        };
+        let (task, taken) = successor::offer(listener, offering, stop.clone())
+            .context("cannot wait for successors")?;
+        tasks.push(task);
+        Ok(Some(taken))
+    }
+}
+
+/// What is to be done once everything is served that was found first.
+async fn settle_in(
+    mut is_scanned: watch::Receiver<bool>,
+    registry: RegistryHandle,
+    manager: ServiceManager,
+    beginning: Beginning,
+    store: FdStore,
+) {
+    let _ = is_scanned.wait_for(|is_scanned| *is_scanned).await;
+    registry.send(Command::ForgetEarlier).await;
+    manager.tell(&[NotifyState::Ready]);
+    // Stand-ins that registered with a predecessor are back by then.
+    tokio::time::sleep(registrations::INHERITED_FOR).await;
+    beginning.give_up(&store);
 }
 
 fn settings_of(factory: &Arc<SettingsFactory>) -> SettingsOf {
@@ -329,8 +589,13 @@ fn engine(config: &Config) -> anyhow::Result<Decision> {
         .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?)
 }
 
-/// Loads the kernel programs, unless the engine needs none and none are wished for.
-fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<EbpfKernel>> {
+/// Loads the kernel programs, unless the engine needs none and none are wished for. What is pinned
+/// is not ours to remove while another process uses it.
+fn load_programs(
+    config: &Config,
+    engine: &Decision,
+    is_in_use: bool,
+) -> anyhow::Result<Option<EbpfKernel>> {
     if engine.engine == Engine::Bind && !config.steering.connect_hooks {
         return Ok(None);
     }
@@ -352,7 +617,9 @@ fn load_programs(config: &Config, engine: &Decision) -> anyhow::Result<Option<Eb
             );
         };
         if let Err(error) = kernel.attach_cgroup_hooks(&cgroup) {
-            kernel.remove_pins();
+            if !is_in_use {
+                kernel.remove_pins();
+            }
             return Err(error.into());
         }
     }
@@ -381,26 +648,15 @@ fn discover(discovery: Discovery) -> (JoinHandle<()>, watch::Receiver<bool>) {
     let (scanned, is_scanned) = watch::channel(false);
     let discovering = discovery.run(move || {
         scanned.send_replace(true);
-        tell_service_manager(NotifyState::Ready);
     });
     (tokio::spawn(discovering), is_scanned)
 }
 
-/// Tells systemd, if it started us and wants to know (`Type=notify`).
-fn tell_service_manager(state: NotifyState) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        warn!(%error, "cannot tell the service manager");
-    }
-}
-
 /// Serves the admin socket.
-fn serve_operators(
-    admin: AdminServer,
-    control: Arc<NodeControl>,
-    stop: CancellationToken,
-) -> JoinHandle<()> {
+fn serve_operators(admin: AdminServer, control: Arc<NodeControl>, stop: &Stop) -> JoinHandle<()> {
+    let Stop { stop, leave, .. } = stop.clone();
     tokio::spawn(async move {
-        if let Err(error) = admin.serve(control, stop).await {
+        if let Err(error) = admin.leaving(leave).serve(control, stop).await {
             error!(%error, "the admin socket is not served");
         }
     })

@@ -1,27 +1,37 @@
 //! Tenants that haproxy's stand-ins register: from a lease to a declaration, and back.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use metadata_proxy_common::TenantKind;
 use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
 
+use super::Stop;
 use crate::{
-    config::Config,
+    config::{Config, InterfaceGlob},
     identity::Tenant,
     netns::{Netns, NetnsId},
     register::{self, LeaseId, RegisterEvent, Registration, ReplyHandle},
     tenants::{Command, Declaration, Provider, RegistryHandle, Source},
 };
 
-/// Serves the socket on which haproxy's stand-ins register their tenants.
+/// How long tenants of a predecessor are served without their stand-ins, which register anew within
+/// seconds.
+pub(super) const INHERITED_FOR: Duration = Duration::from_secs(10);
+
+/// Serves the socket on which haproxy's stand-ins register their tenants. Those `inherited` are
+/// declared already, by a predecessor's word.
 pub(super) fn serve_registrations(
     listener: register::Listener,
     config: &Arc<ArcSwap<Config>>,
     registry: &RegistryHandle,
-    stop: CancellationToken,
+    inherited: HashSet<NetnsId>,
+    stop: Stop,
 ) -> anyhow::Result<JoinHandle<()>> {
     let server = register::Server::new(listener, register::Limits::default())
         .context("cannot watch the registration socket")?;
@@ -30,18 +40,33 @@ pub(super) fn serve_registrations(
         config: Arc::clone(config),
         registry: registry.clone(),
         held: HashMap::new(),
+        inherited,
     };
     tokio::spawn(async move {
-        while let Some(event) = inbox.recv().await {
-            match event {
-                RegisterEvent::Started(registration) => leases.start(*registration).await,
-                RegisterEvent::Ended(lease) => leases.end(lease).await,
+        let inherited_over = tokio::time::sleep(INHERITED_FOR);
+        tokio::pin!(inherited_over);
+        loop {
+            tokio::select! {
+                event = inbox.recv() => match event {
+                    Some(RegisterEvent::Started(registration)) => {
+                        leases.start(*registration).await;
+                    }
+                    Some(RegisterEvent::Ended(lease)) => leases.end(lease).await,
+                    None => return,
+                },
+                () = &mut inherited_over, if !leases.inherited.is_empty() => {
+                    leases.end_inherited().await;
+                }
             }
         }
     });
     Ok(tokio::spawn(async move {
+        let mut listener = server.serve(events, stop.stop).await;
+        if stop.leave.is_cancelled() {
+            listener.leave_file();
+        }
         // The socket's file goes with the listener.
-        drop(server.serve(events, stop).await);
+        drop(listener);
     }))
 }
 
@@ -51,6 +76,8 @@ struct Leases {
     registry: RegistryHandle,
     /// A handle that is dropped sends its stand-in away, so they are kept.
     held: HashMap<LeaseId, (NetnsId, ReplyHandle)>,
+    /// Registered with a predecessor, and not yet here.
+    inherited: HashSet<NetnsId>,
 }
 
 impl Leases {
@@ -68,21 +95,15 @@ impl Leases {
             return;
         };
         let id = netns.id();
+        self.inherited.remove(&id);
         let config = self.config.load();
-        let interfaces = &config.interfaces;
         let declaration = Declaration {
             provider: Provider::Register,
             tenant,
             name: namespace_name(tenant),
             netns: id,
             source: Source::File(Arc::new(netns.into_fd())),
-            // A router may be served from within a network's namespace.
-            interfaces: [
-                &interfaces.router[..],
-                &interfaces.network,
-                &interfaces.ovn_network,
-            ]
-            .concat(),
+            interfaces: interfaces(&config),
             settings: Some(Arc::new(settings)),
         };
         match self.registry.declare(declaration).await {
@@ -90,6 +111,14 @@ impl Leases {
             Err(error) => reply.failed(error),
         }
         self.held.insert(lease, (id, reply));
+    }
+
+    /// Ends tenants whose stand-ins have not come back.
+    async fn end_inherited(&mut self) {
+        for netns in std::mem::take(&mut self.inherited) {
+            let withdraw = Command::Withdraw(netns, Provider::Register);
+            self.registry.send(withdraw).await;
+        }
     }
 
     async fn end(&mut self, lease: LeaseId) {
@@ -102,6 +131,18 @@ impl Leases {
             self.registry.send(withdraw).await;
         }
     }
+}
+
+/// Which devices guests of a tenant that registered are behind: a router may be served from within a
+/// network's namespace.
+pub(super) fn interfaces(config: &Config) -> Vec<InterfaceGlob> {
+    let interfaces = &config.interfaces;
+    [
+        &interfaces.router[..],
+        &interfaces.network,
+        &interfaces.ovn_network,
+    ]
+    .concat()
 }
 
 /// What Neutron would call the namespace of a tenant that registered.

@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 use crate::{serve, tenants::Service};
 
@@ -20,9 +22,14 @@ use crate::{serve, tenants::Service};
 const DROPPED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a worker is given.
-struct Job {
-    service: Arc<Service>,
-    listener: TcpListener,
+enum Job {
+    /// To accept from.
+    Listen {
+        service: Arc<Service>,
+        listener: TcpListener,
+    },
+    /// To say that it goes on, and has done what it was given before.
+    Report(oneshot::Sender<()>),
 }
 
 /// Hands listeners to the threads that serve.
@@ -36,12 +43,16 @@ pub struct Workers {
 pub struct WorkerThreads(Vec<thread::JoinHandle<()>>);
 
 impl Workers {
-    /// Starts `count` threads. They end when `stop` is cancelled and their connections are over, or
-    /// when `abort` is.
+    /// Starts `count` threads, which accept nothing before `begin` is cancelled. They end when the
+    /// node is told to stop and their connections are over, or when it is told to abort.
     ///
     /// # Errors
     /// When a thread or its runtime cannot be made.
-    pub fn start(count: usize, node: &Arc<serve::Node>) -> io::Result<(Self, WorkerThreads)> {
+    pub fn start(
+        count: usize,
+        node: &Arc<serve::Node>,
+        begin: &CancellationToken,
+    ) -> io::Result<(Self, WorkerThreads)> {
         let mut inboxes = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
@@ -50,9 +61,10 @@ impl Workers {
                 .enable_all()
                 .build()?;
             let node = Arc::clone(node);
+            let begin = begin.clone();
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || runtime.block_on(work(jobs, node)))?;
+                .spawn(move || runtime.block_on(work(jobs, node, begin)))?;
             inboxes.push(inbox);
             threads.push(thread);
         }
@@ -67,7 +79,17 @@ impl Workers {
     pub fn listen(&self, service: Arc<Service>, listener: TcpListener) {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.inboxes.len();
         // A worker that has ended serves nobody; that happens only when the process ends.
-        let _ = self.inboxes[index].send(Job { service, listener });
+        let _ = self.inboxes[index].send(Job::Listen { service, listener });
+    }
+
+    /// Waits until every worker has done what it was given before.
+    pub async fn report(&self) {
+        for inbox in &*self.inboxes {
+            let (report, reported) = oneshot::channel();
+            let _ = inbox.send(Job::Report(report));
+            // A worker that has ended has nothing to do.
+            let _ = reported.await;
+        }
     }
 }
 
@@ -81,12 +103,19 @@ impl WorkerThreads {
     }
 }
 
-async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<serve::Node>) {
+async fn work(
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    node: Arc<serve::Node>,
+    begin: CancellationToken,
+) {
     loop {
         tokio::select! {
             job = jobs.recv() => match job {
-                Some(Job { service, listener }) => {
-                    tokio::spawn(serve::accept(listener, service, Arc::clone(&node)));
+                Some(Job::Listen { service, listener }) => {
+                    listen(listener, service, Arc::clone(&node), begin.clone());
+                }
+                Some(Job::Report(report)) => {
+                    let _ = report.send(());
                 }
                 None => break,
             },
@@ -102,4 +131,30 @@ async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<serve::Node>) {
             let _ = tokio::time::timeout(DROPPED_WITHIN, node.connections_over()).await;
         }
     }
+}
+
+/// Accepts from a listener once it is time to.
+fn listen(
+    listener: TcpListener,
+    service: Arc<Service>,
+    node: Arc<serve::Node>,
+    begin: CancellationToken,
+) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => Arc::new(listener),
+        Err(error) => {
+            error!(%error, tenant = %service.tenant, "cannot watch a listener; tenant not served");
+            return;
+        }
+    };
+    service.add_listener(&listener);
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = service.gone.cancelled() => return,
+            () = node.ends.stopping.cancelled() => return,
+            () = begin.cancelled() => {}
+        }
+        serve::accept(listener, service, node).await;
+    });
 }

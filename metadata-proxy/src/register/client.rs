@@ -9,7 +9,8 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
-use super::{MessageError, Reply, packet};
+use super::{MessageError, Reply};
+use crate::packet::{self, Wait};
 
 /// Longest reply that is read, in bytes: the longest reason, every character of it escaped.
 const REPLY_LIMIT: usize = 3 * 1024;
@@ -52,7 +53,7 @@ impl Lease {
             None,
         )?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        packet::send(socket.as_fd(), request, Some(netns))?;
+        packet::send(socket.as_fd(), request, &[netns], Wait::No)?;
         Ok(Self(socket))
     }
 
@@ -63,7 +64,7 @@ impl Lease {
     /// If there is none, or the lease is at its end.
     pub fn reply(&self) -> Result<Reply, ReplyError> {
         let mut buffer = [0; REPLY_LIMIT];
-        let packet = match packet::receive(self.0.as_fd(), &mut buffer) {
+        let packet = match packet::receive(self.0.as_fd(), &mut buffer, 0, Wait::No) {
             Ok(packet) => packet,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(ReplyError::None);

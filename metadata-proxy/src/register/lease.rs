@@ -16,14 +16,22 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Client, MESSAGE_LIMIT, MessageError, Reply, Request, packet};
-use crate::{identity::Tenant, neutron::TenantSettings};
+use super::{Client, MESSAGE_LIMIT, MessageError, Reply, Request};
+use crate::{
+    identity::Tenant,
+    neutron::TenantSettings,
+    packet::{self, Wait},
+};
 
 /// How long a client may take to send its one message.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// How long a client that is refused anyhow may take.
 const REFUSED_MESSAGE: Duration = Duration::from_secs(1);
+
+/// Descriptors for which a packet is given room. One is asked for; room for more lets a wrong
+/// number be told apart from a wrong message.
+const ROOM: u32 = 4;
 
 /// A registration for as long as it lasts; never used twice in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -184,7 +192,7 @@ impl Connection {
         let packet = self
             .socket
             .async_io(Interest::READABLE, |socket| {
-                packet::receive(socket.as_fd(), &mut byte)
+                packet::receive(socket.as_fd(), &mut byte, 0, Wait::No)
             })
             .await;
         match packet {
@@ -202,7 +210,7 @@ impl Connection {
                 // Made and given back within one poll: however many clients wait, no more of these
                 // exist than threads.
                 let mut buffer = vec![0; MESSAGE_LIMIT];
-                let packet = packet::receive(socket.as_fd(), &mut buffer)?;
+                let packet = packet::receive(socket.as_fd(), &mut buffer, ROOM, Wait::No)?;
                 buffer.truncate(packet.length);
                 Ok(read(packet, &buffer))
             })
@@ -211,7 +219,12 @@ impl Connection {
 
     /// Sends a reply; a client that does not take its few replies is as good as gone.
     fn send(&self, reply: &Reply) -> io::Result<()> {
-        packet::send(self.socket.get_ref().as_fd(), &reply.encode(), None)
+        packet::send(
+            self.socket.get_ref().as_fd(),
+            &reply.encode(),
+            &[],
+            Wait::No,
+        )
     }
 }
 

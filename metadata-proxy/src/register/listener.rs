@@ -114,7 +114,7 @@ impl Listener {
     }
 
     /// Takes a waiting connection, without waiting for one.
-    pub(super) fn accept(&self) -> io::Result<OwnedFd> {
+    pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
         let connection = accept4(
             self.socket.as_raw_fd(),
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,

@@ -19,7 +19,6 @@ pub mod client;
 mod lease;
 mod listener;
 mod message;
-mod packet;
 mod server;
 
 #[cfg(test)]

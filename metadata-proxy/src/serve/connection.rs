@@ -12,6 +12,7 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, warn};
 
@@ -65,20 +66,15 @@ enum Ending {
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
-pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node: Arc<Node>) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            error!(%error, tenant = %service.tenant, "cannot watch a listener; tenant not served");
-            return;
-        }
-    };
+pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc<Node>) {
     // Held until the last connection is accepted, so that the process waits for those too.
     let _open = Open::new(&node);
     loop {
         tokio::select! {
             biased;
             () = service.gone.cancelled() => return,
+            // A successor has the socket too: whoever waits in it is accepted there.
+            () = node.ends.leaving.cancelled() => return,
             () = node.ends.stopping.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => start(stream, peer, &service, &node),
@@ -101,22 +97,20 @@ pub async fn accept(listener: std::net::TcpListener, service: Arc<Service>, node
             () = &mut handshakes => break,
         }
     }
-    accept_backlog(listener, &service, &node);
+    accept_backlog(&listener, &service, &node);
 }
 
 /// Accepts who has been told that it is connected. Asks the kernel itself: the runtime may not have
 /// heard of the last ones yet, and what is left when the listener closes is reset.
-fn accept_backlog(listener: TcpListener, service: &Arc<Service>, node: &Arc<Node>) {
-    let Ok(listener) = listener.into_std() else {
-        return;
-    };
-    while let Ok((stream, peer)) = listener.accept() {
+fn accept_backlog(listener: &TcpListener, service: &Arc<Service>, node: &Arc<Node>) {
+    while let Ok((stream, peer)) = SockRef::from(listener).accept() {
         let stream = stream
             .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream));
-        match stream {
-            Ok(stream) => start(stream, peer, service, node),
-            Err(error) => debug!(%error, "a guest left before it was accepted"),
+            .and_then(|()| TcpStream::from_std(stream.into()));
+        match (stream, peer.as_socket()) {
+            (Ok(stream), Some(peer)) => start(stream, peer, service, node),
+            (Ok(_), None) => debug!("a guest without an address"),
+            (Err(error), _) => debug!(%error, "a guest left before it was accepted"),
         }
     }
 }

@@ -159,7 +159,11 @@ impl Bench {
             Arc::<Counters>::default(),
         ));
         service.set_may_forward(!options.no_internal_network);
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&service), Arc::clone(&node)));
+        let accepting = tokio::spawn(accept(
+            Arc::new(tokio::net::TcpListener::from_std(listener).unwrap()),
+            Arc::clone(&service),
+            Arc::clone(&node),
+        ));
         Self {
             node,
             service,

@@ -3,6 +3,7 @@
 //! The registry is one task that owns all of this. It never blocks a worker and never serves a
 //! request; workers see of a tenant only its [`Service`].
 
+mod kept;
 mod life;
 mod place;
 mod registry;
@@ -11,9 +12,13 @@ mod service;
 use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 pub use self::{
+    kept::KeptListeners,
     life::{Backoff, Phase},
     place::{PlaceError, Plan},
-    registry::{AddError, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    registry::{
+        AddError, Command, Giving, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf,
+        Verdict,
+    },
     service::{Counters, Service, Settings},
 };
 use crate::{

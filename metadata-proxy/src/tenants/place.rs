@@ -14,6 +14,7 @@ use std::{
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, TenantKind};
 use tracing::{debug, warn};
 
+use super::KeptListeners;
 use crate::{
     config::InterfaceGlob,
     kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
@@ -93,12 +94,19 @@ pub(super) struct Opened {
     pub(super) place: Place,
 }
 
-/// Opens everything that a tenant namespace needs, or nothing.
-pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceError> {
-    let any: SocketAddr = SocketAddr::new([0, 0, 0, 0].into(), plan.port);
-    let bind_error = |address| move |source| PlaceError::Bind { address, source };
-    let listener = listener::bind(plan.port).map_err(bind_error(any))?;
-    let cookie = netns::cookie_of(&listener).map_err(system("cannot read SO_NETNS_COOKIE"))?;
+/// Opens everything that a tenant namespace needs, or nothing. What was kept open is not opened anew.
+pub(super) fn open(
+    kernel: &dyn Kernel,
+    plan: &Plan,
+    kept: &KeptListeners,
+) -> Result<Opened, PlaceError> {
+    let mut listeners = kept.take_here(plan.port);
+    if listeners.is_empty() {
+        let address: SocketAddr = SocketAddr::new([0, 0, 0, 0].into(), plan.port);
+        let bound = listener::bind(plan.port);
+        listeners.push(bound.map_err(|source| PlaceError::Bind { address, source })?);
+    }
+    let cookie = netns::cookie_of(&listeners[0]).map_err(system("cannot read SO_NETNS_COOKIE"))?;
     if cookie == plan.own_cookie {
         return Err(PlaceError::OwnNamespace);
     }
@@ -110,10 +118,12 @@ pub(super) fn open(kernel: &dyn Kernel, plan: &Plan) -> Result<Opened, PlaceErro
         refused: BTreeMap::new(),
         metadata_v6: BTreeSet::new(),
         hands_over: false,
-        bound: BTreeSet::new(),
+        bound: listeners[1..]
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect(),
         may_forward: false,
     };
-    let mut listeners = vec![listener];
     let finished = converge(kernel, plan, &mut place).and_then(|converged| {
         listeners.extend(converged.listeners);
         if plan.engine == Engine::SkLookup {

@@ -1,11 +1,16 @@
 //! What workers see of a tenant: enough to serve its guests, nothing that changes the node.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -72,6 +77,8 @@ pub struct Service {
     pub gone: CancellationToken,
     may_forward: AtomicBool,
     over: CancellationToken,
+    /// What is accepted from; those who accept own it.
+    listeners: Mutex<Vec<Weak<TcpListener>>>,
 }
 
 impl Service {
@@ -93,6 +100,7 @@ impl Service {
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
             over: CancellationToken::new(),
+            listeners: Mutex::default(),
         }
     }
 
@@ -100,6 +108,29 @@ impl Service {
     #[must_use]
     pub fn over(&self) -> CancellationToken {
         self.over.clone()
+    }
+
+    /// Notes what is accepted from.
+    pub fn add_listener(&self, listener: &Arc<TcpListener>) {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        listeners.push(Arc::downgrade(listener));
+    }
+
+    /// Second descriptors of all that is accepted from, to be handed over.
+    ///
+    /// # Errors
+    /// There are no descriptors to spare.
+    pub fn listeners(&self) -> io::Result<Vec<OwnedFd>> {
+        let listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let open = listeners.iter().filter_map(Weak::upgrade);
+        open.map(|listener| listener.as_fd().try_clone_to_owned())
+            .collect()
     }
 
     /// Whether requests of its guests may be forwarded; false for a router without an addressed

@@ -5,7 +5,10 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result};
@@ -15,6 +18,8 @@ use crate::{netns::Netns, node::Node, process::Running};
 
 /// Names the binary when it is not beside the test.
 pub const BINARY_VARIABLE: &str = "METADATA_PROXY_BIN";
+
+static LOGS: AtomicU32 = AtomicU32::new(1);
 
 /// Finds the agent's binary: where the variable says, else in the target directory of the running
 /// program.
@@ -59,6 +64,7 @@ pub struct Builder {
     log_to: Option<Arc<OwnedFd>>,
     inside: Option<Arc<Netns>>,
     under: Vec<String>,
+    takes_over: bool,
 }
 
 impl Builder {
@@ -72,6 +78,7 @@ impl Builder {
             log_to: None,
             inside: None,
             under: vec![],
+            takes_over: false,
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -110,6 +117,13 @@ impl Builder {
     #[must_use]
     pub fn under(mut self, command: &[&str]) -> Self {
         self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    /// Lets it take over from the agent that runs on its node, if one does.
+    #[must_use]
+    pub const fn taking_over(mut self) -> Self {
+        self.takes_over = true;
         self
     }
 
@@ -191,6 +205,7 @@ impl Builder {
     /// It cannot be started.
     pub fn start_unready(self) -> Result<Agent> {
         let configuration = self.write_configuration()?;
+        let log = self.log();
         let binary = self.binary.map_or_else(binary, Ok)?;
         let (program, arguments) = match self.under.split_first() {
             None => (binary.clone(), vec![]),
@@ -213,7 +228,9 @@ impl Builder {
             .env_remove(BINARY_VARIABLE)
             .envs(self.environment);
         self.node.enter_cgroup(&mut command)?;
-        let log = self.node.directory().join("metadata-proxy.log");
+        if self.takes_over {
+            command.arg("--takeover");
+        }
         let running = match self.log_to {
             None => Running::start("metadata-proxy", &mut command, &log)?,
             Some(stream) => {
@@ -230,7 +247,18 @@ impl Builder {
             binary,
             configuration,
             admin,
+            takes_over: self.takes_over,
         })
+    }
+
+    /// Where it logs to; a predecessor goes on writing to its own.
+    fn log(&self) -> PathBuf {
+        let directory = self.node.directory();
+        if !self.takes_over {
+            return directory.join("metadata-proxy.log");
+        }
+        let number = LOGS.fetch_add(1, Ordering::Relaxed);
+        directory.join(format!("metadata-proxy-{number}.log"))
     }
 }
 

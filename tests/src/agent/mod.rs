@@ -36,6 +36,7 @@ pub struct Agent {
     binary: PathBuf,
     configuration: PathBuf,
     admin: PathBuf,
+    takes_over: bool,
 }
 
 impl Agent {
@@ -159,8 +160,23 @@ impl Agent {
             if let Some(status) = self.running.ended()? {
                 bail!("the agent ended ({status}) instead of getting ready");
             }
-            Ok(matches!(self.admin("/readyz"), Ok((200, _))).then_some(()))
+            let is_ready = matches!(self.admin("/readyz"), Ok((200, _)));
+            Ok((is_ready && (!self.takes_over || self.answers())).then_some(()))
         })
+    }
+
+    /// Whether it is this process that answers on the admin socket.
+    fn answers(&self) -> bool {
+        self.admin_json("/v1/status")
+            .is_ok_and(|status| status["pid"] == self.pid())
+    }
+
+    /// Whether and how it has ended.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.running.ended()
     }
 
     /// What the agent says about a tenant, as its admin API has it; `None` if it does not know it.

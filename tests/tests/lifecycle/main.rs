@@ -10,5 +10,6 @@ mod repair;
 mod drain;
 mod reload;
 mod restart;
+mod takeover;
 
 mod map;

@@ -92,7 +92,9 @@ impl EbpfKernel {
         let mut programs = lock(&self.programs);
         for name in CGROUP_HOOKS {
             let hook: &mut CgroupSockAddr = program(&mut programs, name)?;
-            hook.load().map_err(|e| KernelError::Load(chain(&e)))?;
+            if hook.fd().is_err() {
+                hook.load().map_err(|e| KernelError::Load(chain(&e)))?;
+            }
             // The only mode a link takes; links of several programs live side by side all the same.
             let link = hook
                 .attach(dir.as_fd(), CgroupAttachMode::Single)
@@ -101,6 +103,8 @@ impl EbpfKernel {
             let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
             adopt::pin_link(link, &self.cgroup_pin(name))?;
         }
+        drop(programs);
+        *lock(&self.hooked) = Some(cgroup.to_owned());
         Ok(())
     }
 

@@ -84,6 +84,10 @@ pub struct EbpfKernel {
     programs: Mutex<Ebpf>,
     tenants: TenantMap,
     outcomes: PerCpuArray<MapData, u64>,
+    /// The maps once more, with where they are pinned.
+    pinned: [(PathBuf, MapData); 2],
+    /// The cgroup whose hooks are ours.
+    hooked: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
     lookups: Mutex<std::collections::HashMap<NetnsCookie, Ebpf>>,
 }
@@ -98,6 +102,7 @@ impl EbpfKernel {
         super::mounts::ensure_bpffs(&options.bpffs_dir)?;
         let tenants_pin = options.bpffs_dir.join(names::TENANTS);
         let outcomes_pin = options.bpffs_dir.join(names::OUTCOMES);
+        adopt::remove_other_layouts(&options.bpffs_dir, &[&tenants_pin, &outcomes_pin])?;
         adopt::remove_unfit_map(
             &tenants_pin,
             size_of::<Key>(),
@@ -121,6 +126,8 @@ impl EbpfKernel {
         if options.debug_log {
             super::logger::start(&mut programs);
         }
+        adopt::mark_layout(&options.bpffs_dir)?;
+        let pinned = [pinned(tenants_pin)?, pinned(outcomes_pin)?];
         let tenants = take_map(&mut programs, names::TENANTS)?;
         let tenants = TenantMap::new(tenants, options.max_tenants);
         let outcomes = take_map(&mut programs, names::OUTCOMES)?;
@@ -136,6 +143,8 @@ impl EbpfKernel {
             programs: Mutex::new(programs),
             tenants,
             outcomes,
+            pinned,
+            hooked: Mutex::default(),
             lookups: Mutex::default(),
         })
     }
@@ -158,6 +167,7 @@ impl EbpfKernel {
             return;
         }
         adopt::unpin(&self.options.bpffs_dir.join(names::TENANTS));
+        adopt::remove_layout_marks(&self.options.bpffs_dir);
         if let Err(error) = std::fs::remove_dir(&self.options.bpffs_dir) {
             debug!(%error, dir = %self.options.bpffs_dir.display(), "left the bpffs directory");
         }
@@ -341,6 +351,20 @@ impl Kernel for EbpfKernel {
         self.tenants.foreign()
     }
 
+    fn reclaim(&self) {
+        for (path, map) in &self.pinned {
+            if let Err(error) = adopt::repin(map, path) {
+                warn!(%error, "cannot pin a map again");
+            }
+        }
+        let hooked = lock(&self.hooked).clone();
+        if let Some(cgroup) = hooked
+            && let Err(error) = self.attach_cgroup_hooks(&cgroup)
+        {
+            warn!(%error, "cannot attach the connect hooks again");
+        }
+    }
+
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
         Outcome::ALL
             .iter()
@@ -353,6 +377,12 @@ impl Kernel for EbpfKernel {
             })
             .collect()
     }
+}
+
+/// A pinned map, opened once more.
+fn pinned(path: PathBuf) -> Result<(PathBuf, MapData), KernelError> {
+    let map = MapData::from_pin(&path).map_err(|e| KernelError::Load(chain(&e)))?;
+    Ok((path, map))
 }
 
 /// The values behind the object's globals, kept alive while the loader borrows them.

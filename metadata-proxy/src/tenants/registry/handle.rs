@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{Declaration, Provider, Settings};
-use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId};
+use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId, takeover::Handed};
 
 /// Why a tenant could not be added by hand.
 #[derive(Debug, thiserror::Error)]
@@ -32,19 +32,41 @@ pub enum Command {
     Changed(NetnsId),
     /// Look whether everything is as it should be.
     Audit,
-    /// The first scan is over: forget what an earlier process left. Answered once every tenant
-    /// declared before was tried.
+    /// The first scan is over. Answered once every tenant declared before was tried.
     Settled(oneshot::Sender<()>),
+    /// Forget what an earlier process left and this one has no use for.
+    ForgetEarlier,
+    /// A successor takes over: tell everything, and change nothing until it has, or has failed.
+    Give(Giving),
     /// Use these settings from now on. Answered once every tenant has them.
     Reconfigure(Arc<Settings>, oneshot::Sender<()>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
     Remove(Tenant, oneshot::Sender<Option<bool>>),
+    /// Let go of everything as it is: another process goes on with it.
+    Leave(oneshot::Sender<()>),
     /// Steer nothing more; what is open goes on.
     Quiesce(oneshot::Sender<()>),
     /// Take everything down; the registry ends.
     Shutdown(oneshot::Sender<()>),
+}
+
+/// How a hand-over went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The successor serves everything.
+    Taken,
+    /// It does not; go on.
+    Failed,
+}
+
+/// A hand-over under way.
+pub struct Giving {
+    /// Where everything is told.
+    pub tell: oneshot::Sender<Vec<Handed>>,
+    /// How it went; a dropped sender means that it failed.
+    pub verdict: oneshot::Receiver<Verdict>,
 }
 
 /// Sends commands to the registry.
@@ -55,6 +77,11 @@ impl RegistryHandle {
     /// Sends a command, waiting while the registry is busy. Lost when the process is ending.
     pub async fn send(&self, command: Command) {
         let _ = self.0.send(command).await;
+    }
+
+    /// Sends a command from a thread that may wait. Lost when the process is ending.
+    pub fn blocking_send(&self, command: Command) {
+        let _ = self.0.blocking_send(command);
     }
 
     /// Tells how every tenant is doing.

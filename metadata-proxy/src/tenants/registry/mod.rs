@@ -3,6 +3,7 @@
 //! Commands are worked off one at a time, so no two of them ever act on the same namespace at once.
 //! A tenant that fails waits for its retry and holds up no other.
 
+mod giving;
 mod handle;
 mod serving;
 mod status;
@@ -21,9 +22,9 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
 use tracing::debug;
 
-pub use self::handle::{AddError, Command, RegistryHandle};
+pub use self::handle::{AddError, Command, Giving, RegistryHandle, Verdict};
 use super::{
-    Backoff, Counters, Declaration, Phase, Provider, Service, Settings, Source,
+    Backoff, Counters, Declaration, KeptListeners, Phase, Provider, Service, Settings, Source,
     life::Life,
     place::{self, Place},
 };
@@ -33,6 +34,7 @@ use crate::{
     kernel::{Engine, Kernel, NetnsCookie},
     netns::{NetnsId, NetnsThread},
     node::workers::Workers,
+    service_manager::FdStore,
 };
 
 /// Commands that wait; a provider that sends more waits itself.
@@ -69,6 +71,10 @@ pub struct Registry {
     commands: mpsc::Receiver<Command>,
     sender: mpsc::Sender<Command>,
     on_settled: Option<OnSettled>,
+    kept: Arc<KeptListeners>,
+    /// Namespaces whose stand-in ended under a predecessor.
+    suspended: HashSet<NetnsId>,
+    store: FdStore,
 }
 
 /// What a registry is made of.
@@ -93,6 +99,12 @@ pub struct RegistryParts {
     pub backoff: Backoff,
     /// Called once with the namespaces served after the first scan.
     pub on_settled: OnSettled,
+    /// Sockets that were open before.
+    pub kept: Arc<KeptListeners>,
+    /// Namespaces whose stand-in ended under a predecessor.
+    pub suspended: HashSet<NetnsId>,
+    /// Where sockets are kept for a successor.
+    pub store: FdStore,
 }
 
 struct Entry {
@@ -142,6 +154,9 @@ impl Registry {
             commands,
             sender,
             on_settled: Some(parts.on_settled),
+            kept: parts.kept,
+            suspended: parts.suspended,
+            store: parts.store,
         };
         (registry, handle)
     }
@@ -193,9 +208,17 @@ impl Registry {
                 self.audit();
             }
             Command::Settled(done) => {
+                self.converge_dirty().await;
+                let _ = done.send(());
+            }
+            Command::ForgetEarlier => {
                 if let Some(settled) = self.on_settled.take() {
                     settled(&self.cookies());
                 }
+            }
+            Command::Give(giving) => self.give(giving).await,
+            Command::Leave(done) => {
+                self.leave();
                 let _ = done.send(());
             }
             Command::Reconfigure(settings, done) => {
@@ -313,11 +336,18 @@ impl Registry {
             )));
         }
         let backoff = self.backoff;
-        let entry = self.entries.entry(netns).or_insert_with(|| Entry {
-            declarations: BTreeMap::new(),
-            life: Life::new(backoff),
-            counters: Arc::default(),
-            served: None,
+        let suspended = &mut self.suspended;
+        let entry = self.entries.entry(netns).or_insert_with(|| {
+            let mut life = Life::new(backoff);
+            if suspended.remove(&netns) {
+                life.suspended();
+            }
+            Entry {
+                declarations: BTreeMap::new(),
+                life,
+                counters: Arc::default(),
+                served: None,
+            }
         });
         let before = entry.declaration().map(|declaration| declaration.tenant);
         entry

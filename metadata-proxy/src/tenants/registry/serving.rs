@@ -126,8 +126,9 @@ impl Registry {
         }
         let kernel = Arc::clone(&self.kernel);
         let plan = self.plan(declaration);
+        let kept = Arc::clone(&self.kept);
         self.netns
-            .run(netns, move || place::open(&*kernel, &plan))
+            .run(netns, move || place::open(&*kernel, &plan, &kept))
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())
@@ -166,6 +167,8 @@ impl Registry {
             counters,
         ));
         service.set_may_forward(place.may_forward);
+        self.store
+            .keep(declaration.tenant, place.cookie, &listeners);
         for listener in listeners {
             self.workers.listen(Arc::clone(&service), listener);
         }
@@ -206,6 +209,8 @@ impl Registry {
         if let Err(error) = self.kernel.withdraw(served.service.cookie) {
             error!(%error, tenant = %served.service.tenant, "the tenant's declaration stays");
         }
+        self.store
+            .forget(served.service.tenant, served.service.cookie);
         served.watcher.abort();
         let Served {
             service,
@@ -276,6 +281,9 @@ impl Registry {
                             let mended = converged.mended;
                             info!(tenant = %declaration.tenant, mended, "namespace put right");
                         }
+                        let service = &served.service;
+                        self.store
+                            .keep(service.tenant, service.cookie, &converged.listeners);
                         for listener in converged.listeners {
                             self.workers.listen(Arc::clone(&served.service), listener);
                         }

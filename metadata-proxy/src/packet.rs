@@ -9,40 +9,56 @@ use std::{
     ptr,
 };
 
-/// Descriptors for which a packet is given room. One is asked for; room for more lets a wrong
-/// number be told apart from a wrong message.
-const ROOM: u32 = 4;
-
 /// Bytes of a descriptor.
 const DESCRIPTOR: u32 = 4;
 
-/// Bytes of control data for [`ROOM`] descriptors.
-// SAFETY: CMSG_SPACE only computes.
-const CONTROL: usize = unsafe { libc::CMSG_SPACE(ROOM * DESCRIPTOR) } as usize;
+/// What control data is made of, so that it is aligned as its header is.
+type Word = u64;
 
-/// Control data, aligned as its header is.
-#[repr(C, align(8))]
-struct Control([u8; CONTROL]);
-
-const _: () = assert!(align_of::<Control>() >= align_of::<libc::cmsghdr>());
+const _: () = assert!(align_of::<Word>() >= align_of::<libc::cmsghdr>());
 const _: () = assert!(size_of::<RawFd>() == DESCRIPTOR as usize);
+
+/// Whether to wait for the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    No,
+    /// As long as the socket's own timeout says.
+    Yes,
+}
+
+impl Wait {
+    const fn flag(self) -> libc::c_int {
+        match self {
+            Self::No => libc::MSG_DONTWAIT,
+            Self::Yes => 0,
+        }
+    }
+}
 
 /// What arrived.
 #[derive(Debug)]
-pub(super) struct Packet {
+pub(crate) struct Packet {
     /// Bytes that were written to the buffer.
-    pub(super) length: usize,
+    pub(crate) length: usize,
     /// Whether the packet was longer than the buffer.
-    pub(super) truncated: bool,
+    pub(crate) truncated: bool,
     /// Descriptors that came with it.
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub(crate) descriptors: Vec<OwnedFd>,
     /// Whether more descriptors came than there was room for.
-    pub(super) descriptors_lost: bool,
+    pub(crate) descriptors_lost: bool,
 }
 
-/// Receives one packet without waiting; a length of 0 means that the peer has closed.
-pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
-    let mut control = Control([0; CONTROL]);
+/// Receives one packet with at most `room` descriptors; a length of 0 means that the peer has closed.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    room: u32,
+    wait: Wait,
+) -> io::Result<Packet> {
+    // SAFETY: CMSG_SPACE only computes.
+    let space = unsafe { libc::CMSG_SPACE(room * DESCRIPTOR) } as usize;
+    let mut control: Vec<Word> = vec![0; space.div_ceil(size_of::<Word>())];
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -51,15 +67,15 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<P
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL as _;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = space as _;
     // SAFETY: the header points to the buffer and the control data, which outlive the call, and
     // gives their true lengths.
     let length = unsafe {
         libc::recvmsg(
             socket.as_raw_fd(),
             &raw mut header,
-            libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT,
+            libc::MSG_CMSG_CLOEXEC | wait.flag(),
         )
     };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
@@ -108,23 +124,27 @@ fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
     owned
 }
 
-/// Sends one packet without waiting, with a descriptor if there is one to send.
-pub(super) fn send(
+/// Sends one packet with its descriptors.
+pub(crate) fn send(
     socket: BorrowedFd<'_>,
     message: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
+    wait: Wait,
 ) -> io::Result<()> {
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-    let descriptor = descriptor.map(|descriptor| [descriptor.as_raw_fd()]);
-    let control = descriptor
-        .as_ref()
-        .map(|descriptor| ControlMessage::ScmRights(descriptor));
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let control = [ControlMessage::ScmRights(&descriptors)];
+    let control = if descriptors.is_empty() {
+        &[][..]
+    } else {
+        &control
+    };
     let sent = sendmsg::<()>(
         socket.as_raw_fd(),
         &[io::IoSlice::new(message)],
-        control.as_slice(),
-        MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        control,
+        MsgFlags::MSG_NOSIGNAL | MsgFlags::from_bits_retain(wait.flag()),
         None,
     )?;
     debug_assert_eq!(sent, message.len(), "a packet is sent whole or not at all");

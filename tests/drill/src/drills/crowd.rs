@@ -1,0 +1,181 @@
+//! Many tenants, and guests that never cease to ask.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use metadata_proxy_tests::{
+    Kind, Node, TenantFixture,
+    crowd::{Outcome, Tally, ask_once},
+    kept::KeepingGuest,
+};
+
+/// Threads that make namespaces.
+const MAKERS: usize = 2;
+/// Pauses of guests between two requests, from the busiest to the laziest.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(2),
+    Duration::from_millis(10),
+    Duration::from_millis(40),
+    Duration::from_millis(150),
+];
+
+/// Makes so many tenants, of every kind, with a guest each.
+pub(super) fn tenants(node: &Node, count: usize) -> Result<Arc<Vec<TenantFixture>>> {
+    let share = count.div_ceil(MAKERS);
+    let makers: Vec<_> = (0..MAKERS)
+        .map(|maker| {
+            let node = node.clone();
+            thread::spawn(move || {
+                (maker * share..count.min((maker + 1) * share))
+                    .map(|number| TenantFixture::new(&node, Kind::ALL[number % Kind::ALL.len()]))
+                    .collect::<Result<Vec<_>>>()
+            })
+        })
+        .collect();
+    let mut tenants = Vec::with_capacity(count);
+    for maker in makers {
+        let made = maker.join().map_err(|_| anyhow!("a thread panicked"))?;
+        tenants.extend(made.context("cannot make the tenants")?);
+    }
+    Ok(Arc::new(tenants))
+}
+
+/// A request that failed, and when its answer was due.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed {
+    pub(super) asked: Instant,
+    pub(super) outcome: Outcome,
+}
+
+/// What guests have seen.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) tally: Tally,
+    pub(super) failed: Vec<Failed>,
+    /// Connections opened by those who keep theirs.
+    pub(super) opened: usize,
+    /// Kept connections that were closed before they were used again.
+    pub(super) stale: usize,
+    /// Requests that crossed with the close of a kept connection and were asked once more.
+    pub(super) crossed: usize,
+}
+
+/// Guests that ask until this is stopped: every other one keeps its connection.
+pub(super) struct Load {
+    stop: Arc<AtomicBool>,
+    guests: Vec<JoinHandle<Result<Seen>>>,
+}
+
+impl Load {
+    /// Starts so many guests, spread over all tenants.
+    pub(super) fn start(tenants: &Arc<Vec<TenantFixture>>, guests: usize) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let guests = (0..guests)
+            .map(|number| {
+                let (tenants, stop) = (Arc::clone(tenants), Arc::clone(&stop));
+                thread::spawn(move || {
+                    let tenant = &tenants[number * tenants.len() / guests];
+                    let pause = PAUSES[number / 2 % PAUSES.len()];
+                    ask_on(tenant, number % 2 == 0, pause, &stop)
+                })
+            })
+            .collect();
+        Self { stop, guests }
+    }
+
+    /// Stops, and tells what they have seen.
+    pub(super) fn stop(self) -> Result<Seen> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Seen::default();
+        for guest in self.guests {
+            let seen = guest.join().map_err(|_| anyhow!("a guest panicked"))??;
+            all.tally.merge(seen.tally);
+            all.failed.extend(seen.failed);
+            all.opened += seen.opened;
+            all.stale += seen.stale;
+            all.crossed += seen.crossed;
+        }
+        Ok(all)
+    }
+}
+
+fn ask_on(tenant: &TenantFixture, keeps: bool, pause: Duration, stop: &AtomicBool) -> Result<Seen> {
+    tenant.guest().netns.enter()?;
+    let id = tenant.id.to_string();
+    let mut guest = KeepingGuest::default();
+    let mut seen = Seen::default();
+    while !stop.load(Ordering::Relaxed) {
+        let at = Instant::now();
+        let asked = if keeps {
+            guest.ask(&[&id])
+        } else {
+            ask_once(None, &[&id])
+        };
+        seen.tally.add(asked);
+        if asked.outcome != Outcome::Served {
+            seen.failed.push(Failed {
+                asked: at,
+                outcome: asked.outcome,
+            });
+        }
+        thread::sleep(pause);
+    }
+    seen.opened = guest.opened;
+    seen.stale = guest.stale;
+    seen.crossed = guest.crossed;
+    Ok(seen)
+}
+
+/// Asks a guest of every tenant until each has been answered; tells how long the first answer of
+/// each took from `began`, the last one last.
+pub(super) fn until_all_answered(
+    tenants: &Arc<Vec<TenantFixture>>,
+    began: Instant,
+    patience: Duration,
+) -> Result<Vec<Duration>> {
+    const ASKERS: usize = 4;
+    /// Between two rounds: a refusal costs the machine something too.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let askers: Vec<_> = (0..ASKERS)
+        .map(|asker| {
+            let tenants = Arc::clone(tenants);
+            thread::spawn(move || -> Result<Vec<Duration>> {
+                let mut left: Vec<_> = tenants.iter().skip(asker).step_by(ASKERS).collect();
+                let mut took = Vec::new();
+                while !left.is_empty() {
+                    if began.elapsed() > patience {
+                        return Err(anyhow!("{} tenants are not served", left.len()));
+                    }
+                    let mut waiting = Vec::new();
+                    for tenant in left {
+                        tenant.guest().netns.enter()?;
+                        let asked = ask_once(None, &[&tenant.id.to_string()]);
+                        if asked.outcome == Outcome::Served {
+                            took.push(began.elapsed());
+                        } else {
+                            waiting.push(tenant);
+                        }
+                    }
+                    left = waiting;
+                    if !left.is_empty() {
+                        thread::sleep(PAUSE);
+                    }
+                }
+                Ok(took)
+            })
+        })
+        .collect();
+    let mut took = Vec::new();
+    for asker in askers {
+        took.extend(asker.join().map_err(|_| anyhow!("an asker panicked"))??);
+    }
+    took.sort_unstable();
+    Ok(took)
+}

@@ -1,0 +1,26 @@
+//! The drills, a file for each.
+
+mod crash;
+mod crowd;
+mod upgrade;
+
+use anyhow::Result;
+
+use crate::{figures::Figures, plan::Plan};
+
+/// One promise, and what tries to break it.
+#[derive(Debug)]
+pub(crate) struct Drill {
+    pub(crate) name: &'static str,
+    /// The promise, in a line.
+    pub(crate) promise: &'static str,
+    /// Tries to break it; an error means that the drill itself could not go on.
+    pub(crate) run: fn(&Plan) -> Result<Figures>,
+}
+
+/// All of them, in the order in which they are run.
+#[rustfmt::skip]
+pub(crate) const DRILLS: &[Drill] = &[
+    Drill { name: "upgrade", promise: "a new process takes over, and no request fails and no connection is reset", run: upgrade::run },
+    Drill { name: "crash", promise: "a crash loses only what was in flight: everybody is served within a second of the start", run: crash::run },
+];
