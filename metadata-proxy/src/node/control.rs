@@ -14,8 +14,8 @@ use crate::{
     admin::{
         Control, ControlError,
         api::{
-            AddTenant, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus, TenantCounts,
-            TenantStatus, UpstreamStatus,
+            AddTenant, AuditStatus, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus,
+            TenantCounts, TenantStatus, UpstreamStatus,
         },
     },
     config::{Config, ConfigSources, UpstreamConfig},
@@ -23,7 +23,7 @@ use crate::{
     kernel::{Decision, Kernel},
     netns::Netns,
     serve,
-    tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Source},
+    tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Repairs, Source},
 };
 
 /// The running agent, as the admin socket sees it.
@@ -37,6 +37,7 @@ pub(super) struct NodeControl {
     pub(super) registry: RegistryHandle,
     pub(super) factory: Arc<SettingsFactory>,
     pub(super) metrics: MetricsRegistry,
+    pub(super) repairs: Repairs,
     pub(super) is_scanned: watch::Receiver<bool>,
 }
 
@@ -71,6 +72,7 @@ impl Control for NodeControl {
             connections,
             requests,
             outcomes: self.outcomes(),
+            audit: self.audit_status(&tenants),
             warnings: self.warnings(),
         }
     }
@@ -156,7 +158,8 @@ impl Control for NodeControl {
                 self.node.limits.set_caps(caps(&loaded.config));
                 let settings = self.factory.reconfigure(&loaded.config);
                 self.config.store(Arc::new(loaded.config));
-                self.registry.reconfigure(settings).await;
+                let audit_interval = self.config.load().audit.interval;
+                self.registry.reconfigure(settings, audit_interval).await;
                 let message = if needs_restart.is_empty() {
                     "configuration reloaded".to_owned()
                 } else {
@@ -241,6 +244,24 @@ impl NodeControl {
             .into_iter()
             .map(|(outcome, count)| (outcome.label().to_owned(), count))
             .collect()
+    }
+
+    fn audit_status(&self, tenants: &[TenantStatus]) -> AuditStatus {
+        let interval_seconds = self.config.load().audit.interval.as_secs();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let since = now.as_secs().saturating_sub(2 * interval_seconds);
+        let count = |wanted: fn(&TenantStatus, u64) -> bool| {
+            let found = tenants.iter().filter(|tenant| wanted(tenant, since));
+            found.count() as u64
+        };
+        AuditStatus {
+            interval_seconds,
+            proved: count(|tenant, since| tenant.proved_unix.is_some_and(|at| at >= since)),
+            faulty: count(|tenant, _| tenant.fault.is_some()),
+            repairs: self.repairs.counts(),
+        }
     }
 
     fn warnings(&self) -> Vec<String> {

@@ -50,7 +50,9 @@ use crate::{
     listener,
     netns::NetnsThread,
     register, serve,
-    tenants::{Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    tenants::{
+        Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, Repairs, SettingsOf,
+    },
 };
 
 /// How many guest addresses the rate limiter remembers, and how many of one tenant: haproxy's
@@ -172,6 +174,7 @@ impl Running {
             tasks.push(tokio::spawn(embedded.watch()));
         }
         let factory = Arc::new(factory);
+        let repairs = Repairs::new(&mut metrics_registry);
         let (registry, handle) = Registry::new(RegistryParts {
             kernel: Arc::clone(&kernel),
             netns: netns.clone(),
@@ -182,6 +185,9 @@ impl Running {
             port: config.load().listener.port,
             own_cookie,
             backoff: backoff(&config.load()),
+            audit_interval: config.load().audit.interval,
+            probes: Arc::clone(&node.probes),
+            repairs: repairs.clone(),
             on_settled: on_settled(programs.clone()),
         });
         let registry_task = tokio::spawn(registry.run());
@@ -211,6 +217,7 @@ impl Running {
             registry: handle.clone(),
             factory,
             metrics: metrics_registry,
+            repairs,
             is_scanned,
         });
         tasks.push(serve_operators(

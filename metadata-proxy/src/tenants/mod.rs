@@ -5,7 +5,9 @@
 
 mod life;
 mod place;
+mod probe;
 mod registry;
+mod repairs;
 mod service;
 
 use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
@@ -13,7 +15,9 @@ use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 pub use self::{
     life::{Backoff, Phase},
     place::{PlaceError, Plan},
+    probe::{Fault, Probes, Verdict, Waiting},
     registry::{AddError, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    repairs::Repairs,
     service::{Counters, Service, Settings},
 };
 use crate::{

@@ -88,11 +88,14 @@ impl EbpfKernel {
             cgroup: cgroup.to_owned(),
             reason,
         };
+        *lock(&self.cgroup) = Some(cgroup.to_owned());
         let dir = File::open(cgroup).map_err(|e| error(e.to_string()))?;
         let mut programs = lock(&self.programs);
         for name in CGROUP_HOOKS {
             let hook: &mut CgroupSockAddr = program(&mut programs, name)?;
-            hook.load().map_err(|e| KernelError::Load(chain(&e)))?;
+            if hook.fd().is_err() {
+                hook.load().map_err(|e| KernelError::Load(chain(&e)))?;
+            }
             // The only mode a link takes; links of several programs live side by side all the same.
             let link = hook
                 .attach(dir.as_fd(), CgroupAttachMode::Single)

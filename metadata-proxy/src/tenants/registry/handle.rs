@@ -1,10 +1,10 @@
 //! What the registry can be asked, and how.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Declaration, Provider, Settings};
+use super::super::{Declaration, Provider, Settings, Verdict};
 use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId};
 
 /// Why a tenant could not be added by hand.
@@ -30,13 +30,16 @@ pub enum Command {
     PathChanged(PathBuf),
     /// Something changed inside a namespace.
     Changed(NetnsId),
-    /// Look whether everything is as it should be.
-    Audit,
+    /// A scan is over: look whether everything is as it should be.
+    Scanned,
+    /// What became of our own connections.
+    Audited(Vec<Verdict>),
     /// The first scan is over: forget what an earlier process left. Answered once every tenant
     /// declared before was tried.
     Settled(oneshot::Sender<()>),
-    /// Use these settings from now on. Answered once every tenant has them.
-    Reconfigure(Arc<Settings>, oneshot::Sender<()>),
+    /// Use these settings from now on, and audit within this time. Answered once every tenant has
+    /// them.
+    Reconfigure(Arc<Settings>, Duration, oneshot::Sender<()>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
@@ -72,9 +75,10 @@ impl RegistryHandle {
     }
 
     /// Puts settings in force, and waits until every tenant has them.
-    pub async fn reconfigure(&self, settings: Arc<Settings>) {
+    pub async fn reconfigure(&self, settings: Arc<Settings>, audit_interval: Duration) {
         let (done, is_done) = oneshot::channel();
-        self.send(Command::Reconfigure(settings, done)).await;
+        self.send(Command::Reconfigure(settings, audit_interval, done))
+            .await;
         let _ = is_done.await;
     }
 
