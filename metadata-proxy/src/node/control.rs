@@ -286,6 +286,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     note("steering", before.steering != after.steering);
     note("upstream", before.upstream != after.upstream);
     note("admin", before.admin != after.admin);
+    note("security", before.security != after.security);
     note("log.format and log.level", {
         (before.log.format, &before.log.level) != (after.log.format, &after.log.level)
     });

@@ -3,6 +3,7 @@
 //! One thread with a runtime runs everything that changes the node (the registry, discovery, the
 //! sockets for operators and stand-ins, signals); the workers serve.
 
+mod confine;
 mod control;
 mod exposition;
 mod lines;
@@ -75,6 +76,8 @@ pub struct Ends {
 /// Whatever keeps it from starting, with what to do about it. Once it runs, failures are logged,
 /// shown in `status`, and dealt with.
 pub fn run(config: Config, sources: ConfigSources) -> anyhow::Result<()> {
+    confine::drop_capabilities()?;
+    confine::start_allocator_thread();
     let _logging = logging::start(&config.log)?;
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -200,6 +203,7 @@ impl Running {
         let (discovering, is_scanned) = discover(discovery);
         tasks.push(discovering);
 
+        confine::filter_syscalls(config.load().security.seccomp)?;
         let sockets_stop = CancellationToken::new();
         tasks.push(registrations::serve_registrations(
             register,
