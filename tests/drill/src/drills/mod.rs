@@ -1,5 +1,8 @@
 //! The drills, a file for each.
 
+mod asking;
+mod repair;
+
 use anyhow::Result;
 
 use crate::{figures::Figures, plan::Plan};
@@ -15,4 +18,8 @@ pub(crate) struct Drill {
 }
 
 /// All of them, in the order in which they are run.
-pub(crate) const DRILLS: &[Drill] = &[];
+pub(crate) const DRILLS: &[Drill] = &[Drill {
+    name: "repair",
+    promise: "what somebody takes away is noticed, put back, counted and told once",
+    run: repair::run,
+}];
