@@ -48,8 +48,10 @@ pub struct NodeStatus {
 /// How the audit of the tenants is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditStatus {
-    /// Time within which every tenant is audited.
+    /// Time within which every tenant is looked at.
     pub interval_seconds: u64,
+    /// Time within which every tenant's service is proved by a connection.
+    pub connect_interval_seconds: u64,
     /// Tenants whose service was proved within twice that time.
     pub proved: u64,
     /// Tenants with something wrong.

@@ -102,7 +102,7 @@ fn facts(node: &NodeStatus) -> [(&'static str, String); 9] {
             format!(
                 "{} proved within {} s, {} faulty, {} repairs",
                 node.audit.proved,
-                2 * node.audit.interval_seconds,
+                2 * node.audit.connect_interval_seconds,
                 node.audit.faulty,
                 node.audit.repairs.values().sum::<u64>()
             ),

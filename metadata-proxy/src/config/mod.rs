@@ -114,11 +114,14 @@ pub struct DiscoveryConfig {
 }
 
 /// How often it is made sure that each tenant is served.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct AuditConfig {
-    /// Time within which every tenant is audited.
+    /// Time within which every tenant is looked at.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// Time within which every tenant's service is proved by a connection.
+    #[serde(with = "humantime_serde")]
+    pub connect_interval: Duration,
 }
 
 /// Behind which interfaces guests are, by kind of tenant.

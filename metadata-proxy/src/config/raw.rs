@@ -71,6 +71,7 @@ sections! {
     }
     RawAudit {
         interval: String,
+        connect_interval: String,
     }
     RawPattern {
         name: String,

@@ -187,7 +187,12 @@ const TABLE: &[Row] = &[
     (
         "audit.interval",
         SCAN,
-        "Time within which every tenant is audited",
+        "Time within which every tenant is looked at",
+    ),
+    (
+        "audit.connect_interval",
+        SCAN,
+        "Time within which every tenant's service is proved",
     ),
     (
         "interfaces.router",

@@ -64,6 +64,7 @@ pub(super) fn validate(
         },
         audit: section!(check, "audit", raw.audit, default.audit => AuditConfig {
             interval: duration,
+            connect_interval: duration,
         }),
         interfaces: {
             let ovn_network = check.globs(

@@ -158,8 +158,8 @@ impl Control for NodeControl {
                 self.node.limits.set_caps(caps(&loaded.config));
                 let settings = self.factory.reconfigure(&loaded.config);
                 self.config.store(Arc::new(loaded.config));
-                let audit_interval = self.config.load().audit.interval;
-                self.registry.reconfigure(settings, audit_interval).await;
+                let audit = self.config.load().audit;
+                self.registry.reconfigure(settings, audit).await;
                 let message = if needs_restart.is_empty() {
                     "configuration reloaded".to_owned()
                 } else {
@@ -247,17 +247,20 @@ impl NodeControl {
     }
 
     fn audit_status(&self, tenants: &[TenantStatus]) -> AuditStatus {
-        let interval_seconds = self.config.load().audit.interval.as_secs();
+        let periods = self.config.load().audit;
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
-        let since = now.as_secs().saturating_sub(2 * interval_seconds);
+        let since = now
+            .as_secs()
+            .saturating_sub(2 * periods.connect_interval.as_secs());
         let count = |wanted: fn(&TenantStatus, u64) -> bool| {
             let found = tenants.iter().filter(|tenant| wanted(tenant, since));
             found.count() as u64
         };
         AuditStatus {
-            interval_seconds,
+            interval_seconds: periods.interval.as_secs(),
+            connect_interval_seconds: periods.connect_interval.as_secs(),
             proved: count(|tenant, since| tenant.proved_unix.is_some_and(|at| at >= since)),
             faulty: count(|tenant, _| tenant.fault.is_some()),
             repairs: self.repairs.counts(),

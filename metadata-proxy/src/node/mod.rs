@@ -188,7 +188,7 @@ impl Running {
             port: config.load().listener.port,
             own_cookie,
             backoff: backoff(&config.load()),
-            audit_interval: config.load().audit.interval,
+            audit: config.load().audit,
             probes: Arc::clone(&node.probes),
             repairs: repairs.clone(),
             on_settled: on_settled(programs.clone()),

@@ -1,17 +1,19 @@
 //! Makes sure, within a period, that every tenant is served: netlink does not tell everything.
 //!
 //! Each tenant is looked at once in a period, a share of them at a time, so that a node with a
-//! thousand is never busy with it. What netlink tells is repaired at once and not looked for here.
+//! thousand is never busy with it; and once in a longer period its service is proved by a connection.
+//! What netlink tells is repaired at once and not looked for here.
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use tracing::{error, info, warn};
 
-use super::{Command, Registry};
+use super::{Command, Registry, Served};
 use crate::{
+    config::AuditConfig,
     kernel::Repair,
     netns::{Netns, NetnsId},
     tenants::{
@@ -25,17 +27,17 @@ const SHARES: u32 = 16;
 
 /// When which part of the audit is due.
 pub(super) struct Audit {
-    interval: Duration,
+    periods: AuditConfig,
     next: Instant,
     /// What all tenants share and could not be put back.
     fault: Option<String>,
 }
 
 impl Audit {
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(super) fn new(periods: AuditConfig) -> Self {
         Self {
-            interval,
-            next: Instant::now() + interval / SHARES,
+            periods,
+            next: Instant::now() + periods.interval / SHARES,
             fault: None,
         }
     }
@@ -44,8 +46,8 @@ impl Audit {
         self.next
     }
 
-    pub(super) const fn set_interval(&mut self, interval: Duration) {
-        self.interval = interval;
+    pub(super) const fn set_periods(&mut self, periods: AuditConfig) {
+        self.periods = periods;
     }
 }
 
@@ -53,34 +55,72 @@ impl Registry {
     /// Audits the next share of the tenants, those first that wait longest.
     pub(super) async fn audit(&mut self) {
         let now = Instant::now();
-        let step = self.audit.interval / SHARES;
+        let periods = self.audit.periods;
+        let step = periods.interval / SHARES;
         self.audit.next = now + step;
         if self.is_quiet {
             return;
         }
         self.mend();
-        // A little early rather than late: the share after this one comes a step later.
-        let due_since = self.audit.interval.saturating_sub(step);
+        // A little early rather than late: the share after this one comes a step later. And one share
+        // fewer than there are steps, so that a busy step can be made up for.
+        let due_since = periods.interval.saturating_sub(step);
+        let share = self.entries.len().div_ceil(SHARES as usize - 1);
+        let due = self.oldest(share, |served| {
+            (now.duration_since(served.looked_at) >= due_since).then_some(served.looked_at)
+        });
+        let mut doubtful = Vec::new();
+        for netns in due {
+            let is_whole = self.is_whole(netns);
+            if !is_whole {
+                self.converge(netns).await;
+            }
+            let entry = self.entries.get_mut(&netns);
+            if let Some(served) = entry.and_then(|entry| entry.served.as_mut()) {
+                served.looked_at = now;
+                if !is_whole || served.fault.is_some() {
+                    doubtful.push(netns);
+                }
+            }
+        }
+        // Connections are dear: those whose turn it is go at an even pace.
+        let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
+        let steps = usize::try_from(steps).unwrap_or(usize::MAX).max(1);
+        let share = self.entries.len().div_ceil(steps);
+        let connect_since = periods.connect_interval.saturating_sub(step);
+        let mut targets = self.oldest(share, |served| match served.connected {
+            // Before all others.
+            None => Some(
+                served
+                    .looked_at
+                    .checked_sub(periods.connect_interval)
+                    .unwrap_or(now),
+            ),
+            Some(at) => (now.duration_since(at) >= connect_since).then_some(at),
+        });
+        targets.extend(doubtful);
+        targets.sort_unstable();
+        targets.dedup();
+        let targets = targets
+            .into_iter()
+            .filter_map(|netns| self.target(netns, now))
+            .collect();
+        self.prove(targets).await;
+    }
+
+    /// Those of the tenants in service for which `since` gives a moment, the earliest first, and no
+    /// more than so many.
+    fn oldest(&self, most: usize, since: impl Fn(&Served) -> Option<Instant>) -> Vec<NetnsId> {
         let mut due: Vec<(Instant, NetnsId)> = self
             .entries
             .iter()
-            .filter_map(|(netns, entry)| Some((entry.served.as_ref()?.audited, *netns)))
-            .filter(|(audited, _)| now.duration_since(*audited) >= due_since)
+            .filter_map(|(netns, entry)| Some((since(entry.served.as_ref()?)?, *netns)))
             .collect();
-        // One share fewer than there are steps, so that a busy step can be made up for.
-        let share = self.entries.len().div_ceil(SHARES as usize - 1);
-        if due.len() > share {
-            due.select_nth_unstable(share);
-            due.truncate(share);
+        if due.len() > most {
+            due.select_nth_unstable(most);
+            due.truncate(most);
         }
-        let mut targets = Vec::with_capacity(due.len());
-        for (_, netns) in due {
-            if !self.is_whole(netns) {
-                self.converge(netns).await;
-            }
-            targets.extend(self.target(netns, now));
-        }
-        self.prove(targets).await;
+        due.into_iter().map(|(_, netns)| netns).collect()
     }
 
     /// Puts back what all tenants share; each thing that cannot be is logged once.
@@ -139,7 +179,7 @@ impl Registry {
 
     fn target(&mut self, netns: NetnsId, now: Instant) -> Option<(Target, Netns)> {
         let served = self.entries.get_mut(&netns)?.served.as_mut()?;
-        served.audited = now;
+        served.connected = Some(now);
         let target = Target {
             netns,
             cookie: served.place.cookie,

@@ -1,11 +1,11 @@
 //! What the registry can be asked, and how.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::{Declaration, Provider, Settings, Verdict};
-use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId};
+use crate::{admin::api::TenantStatus, config::AuditConfig, identity::Tenant, netns::NetnsId};
 
 /// Why a tenant could not be added by hand.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +37,9 @@ pub enum Command {
     /// The first scan is over: forget what an earlier process left. Answered once every tenant
     /// declared before was tried.
     Settled(oneshot::Sender<()>),
-    /// Use these settings from now on, and audit within this time. Answered once every tenant has
+    /// Use these settings from now on, and audit so often. Answered once every tenant has
     /// them.
-    Reconfigure(Arc<Settings>, Duration, oneshot::Sender<()>),
+    Reconfigure(Arc<Settings>, AuditConfig, oneshot::Sender<()>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
@@ -75,10 +75,9 @@ impl RegistryHandle {
     }
 
     /// Puts settings in force, and waits until every tenant has them.
-    pub async fn reconfigure(&self, settings: Arc<Settings>, audit_interval: Duration) {
+    pub async fn reconfigure(&self, settings: Arc<Settings>, audit: AuditConfig) {
         let (done, is_done) = oneshot::channel();
-        self.send(Command::Reconfigure(settings, audit_interval, done))
-            .await;
+        self.send(Command::Reconfigure(settings, audit, done)).await;
         let _ = is_done.await;
     }
 

@@ -16,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     admin::api::TenantStatus,
+    config::AuditConfig,
     identity::Tenant,
     kernel::{Engine, Kernel, NetnsCookie},
     netns::{NetnsId, NetnsThread},
@@ -97,8 +98,8 @@ pub struct RegistryParts {
     pub own_cookie: NetnsCookie,
     /// How long to wait after failures.
     pub backoff: Backoff,
-    /// Time within which every tenant is audited.
-    pub audit_interval: Duration,
+    /// How often tenants are audited.
+    pub audit: AuditConfig,
     /// Our own connections, as the workers know them.
     pub probes: Arc<Probes>,
     /// Counts what is put back.
@@ -120,8 +121,10 @@ struct Served {
     /// A way back into the namespace that needs no path; does not keep more alive than the listener.
     handle: OwnedFd,
     watcher: JoinHandle<()>,
-    /// When it was last audited, or brought up.
-    audited: Instant,
+    /// When the audit last looked at it, or it was brought up.
+    looked_at: Instant,
+    /// When the audit last connected to it.
+    connected: Option<Instant>,
     /// When its service was last proved by a connection.
     proved: Option<SystemTime>,
     /// What the last audit found wrong.
@@ -155,7 +158,7 @@ impl Registry {
             entries: HashMap::new(),
             dirty: HashSet::new(),
             unseen: VecDeque::new(),
-            audit: Audit::new(parts.audit_interval),
+            audit: Audit::new(parts.audit),
             probes: parts.probes,
             repairs: parts.repairs,
             missed: Arc::default(),
@@ -225,8 +228,8 @@ impl Registry {
                 }
                 let _ = done.send(());
             }
-            Command::Reconfigure(settings, audit_interval, done) => {
-                self.audit.set_interval(audit_interval);
+            Command::Reconfigure(settings, audit, done) => {
+                self.audit.set_periods(audit);
                 self.reconfigure(settings);
                 let _ = done.send(());
             }

@@ -191,7 +191,8 @@ impl Registry {
             place,
             handle,
             watcher,
-            audited: Instant::now(),
+            looked_at: Instant::now(),
+            connected: None,
             proved: None,
             fault: None,
         })

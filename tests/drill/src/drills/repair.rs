@@ -207,6 +207,10 @@ impl Scene {
             .start(&node.directory().join("agent"))?;
         let agent = stage::builder(&node, &upstream)
             .set("audit.interval", format!("\"{}s\"", interval.as_secs()))
+            .set(
+                "audit.connect_interval",
+                format!("\"{}s\"", 6 * interval.as_secs()),
+            )
             // The scan must not come to the audit's help.
             .set("discovery.scan_interval", "\"1h\"")
             .set("log.level", "\"info\"")
@@ -465,7 +469,7 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
         let status = scene.agent.admin_json("/v1/status")?;
         Ok(status["audit"][key].as_u64() >= Some(count))
     };
-    wait_for("proof of all tenants", scene.interval * 4 + AT_ONCE, || {
+    wait_for("proof of all tenants", scene.interval * 8, || {
         Ok(all("proved")?.then_some(()))
     })?;
     let faulty = scene.agent.admin_json("/v1/status")?["audit"]["faulty"].as_u64();
