@@ -213,24 +213,25 @@ impl Identity {
         listener: (Tenant, NetnsCookie),
         kernel: &dyn Kernel,
     ) -> Result<Self, Refused> {
-        let (expected, namespace) = listener;
         if !caller.dialled_metadata() {
             return Err(Refused::NotSteered {
                 local: caller.local,
             });
         }
-        if caller.netns != namespace {
-            return Err(Refused::OtherNamespace {
-                expected: namespace,
-                found: caller.netns,
-            });
-        }
-        match kernel.tenant(caller.netns) {
-            Ok(Some(found)) if found == expected => Ok(Self { tenant: found }),
-            Ok(Some(found)) => Err(Refused::OtherTenant { expected, found }),
-            Ok(None) => Err(Refused::NoTenant(caller.netns)),
-            Err(error) => Err(Refused::Unknown(error.to_string())),
-        }
+        belongs(caller.netns, listener, kernel).map(|tenant| Self { tenant })
+    }
+
+    /// Says whether a connection of that namespace would be proved, as [`Identity::prove`] would
+    /// once it knew that the metadata address was dialled; makes no identity.
+    ///
+    /// # Errors
+    /// [`Refused`] as guests would be.
+    pub fn rehearse(
+        netns: NetnsCookie,
+        listener: (Tenant, NetnsCookie),
+        kernel: &dyn Kernel,
+    ) -> Result<(), Refused> {
+        belongs(netns, listener, kernel).map(drop)
     }
 
     /// Makes an identity without proof, for tests of the steps behind the proof.
@@ -244,6 +245,26 @@ impl Identity {
     #[must_use]
     pub const fn tenant(&self) -> Tenant {
         self.tenant
+    }
+}
+
+/// The tenant of a connection's namespace, if it is the listener's tenant and namespace.
+fn belongs(
+    netns: NetnsCookie,
+    (expected, namespace): (Tenant, NetnsCookie),
+    kernel: &dyn Kernel,
+) -> Result<Tenant, Refused> {
+    if netns != namespace {
+        return Err(Refused::OtherNamespace {
+            expected: namespace,
+            found: netns,
+        });
+    }
+    match kernel.tenant(netns) {
+        Ok(Some(found)) if found == expected => Ok(found),
+        Ok(Some(found)) => Err(Refused::OtherTenant { expected, found }),
+        Ok(None) => Err(Refused::NoTenant(netns)),
+        Err(error) => Err(Refused::Unknown(error.to_string())),
     }
 }
 

@@ -259,12 +259,48 @@ impl NetnsThread {
     }
 }
 
-fn inside<T>(netns: &Netns, home: &Home, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
-    setns(&netns.fd, CloneFlags::CLONE_NEWNET).map_err(|e| NetnsError::Enter(e.into()))?;
-    let result = catch_unwind(AssertUnwindSafe(work));
+impl NetnsThread {
+    /// Runs `work` inside one namespace after the other, and comes back once: cheaper than
+    /// [`NetnsThread::run`] for each. What it returns is in the order of the namespaces.
+    ///
+    /// # Errors
+    /// [`NetnsError`] if the thread is gone, or `work` panicked.
+    pub async fn run_each<K: Copy + Send + 'static, T: Send + 'static>(
+        &self,
+        namespaces: Vec<(K, Netns)>,
+        mut work: impl FnMut(K) -> T + Send + 'static,
+    ) -> Result<Vec<(K, Result<T, NetnsError>)>, NetnsError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |home| {
+            let each = || {
+                namespaces
+                    .iter()
+                    .map(|(key, netns)| {
+                        let entered = setns(&netns.fd, CloneFlags::CLONE_NEWNET);
+                        let result = entered.map(|()| work(*key));
+                        (*key, result.map_err(|e| NetnsError::Enter(e.into())))
+                    })
+                    .collect()
+            };
+            let results = catch_unwind(AssertUnwindSafe(each));
+            leave(home);
+            let _ = reply.send(results.map_err(|_| NetnsError::Panicked));
+        });
+        self.jobs.send(job).map_err(|_| NetnsError::Ending)?;
+        answer.await.map_err(|_| NetnsError::Ending)?
+    }
+}
+
+fn leave(home: &Home) {
     if let Err(errno) = setns(&home.0.fd, CloneFlags::CLONE_NEWNET) {
         error!(%errno, "cannot leave a tenant namespace; aborting, since nothing may act in it");
         std::process::abort();
     }
+}
+
+fn inside<T>(netns: &Netns, home: &Home, work: impl FnOnce() -> T) -> Result<T, NetnsError> {
+    setns(&netns.fd, CloneFlags::CLONE_NEWNET).map_err(|e| NetnsError::Enter(e.into()))?;
+    let result = catch_unwind(AssertUnwindSafe(work));
+    leave(home);
     result.map_err(|_| NetnsError::Panicked)
 }

@@ -38,8 +38,26 @@ pub struct NodeStatus {
     pub requests: Counts,
     /// How packets and connects ended in the kernel, by label.
     pub outcomes: BTreeMap<String, u64>,
+    /// How the audit of the tenants is doing.
+    #[serde(default)]
+    pub audit: AuditStatus,
     /// What an operator should look at.
     pub warnings: Vec<String>,
+}
+
+/// How the audit of the tenants is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Time within which every tenant is looked at.
+    pub interval_seconds: u64,
+    /// Time within which every tenant's service is proved by a connection.
+    pub connect_interval_seconds: u64,
+    /// Tenants whose service was proved within twice that time.
+    pub proved: u64,
+    /// Tenants with something wrong.
+    pub faulty: u64,
+    /// What was put back since the start, by label.
+    pub repairs: BTreeMap<String, u64>,
 }
 
 /// How connections are steered.
@@ -180,6 +198,13 @@ pub struct TenantStatus {
     /// Why it is failing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What is wrong with its service, although it is up: what the last audit found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// When its service was last proved by a connection from inside its namespace, seconds since
+    /// 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proved_unix: Option<u64>,
     /// How often it was tried in this state.
     pub attempts: u64,
     /// Since when it is in this state, seconds since 1970.

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use super::{
     Control, ControlError,
     api::{
-        AddTenant, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus, TenantCounts,
-        TenantState, TenantStatus, UpstreamStatus,
+        AddTenant, AuditStatus, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus,
+        TenantCounts, TenantState, TenantStatus, UpstreamStatus,
     },
 };
 
@@ -106,6 +106,7 @@ pub(crate) fn node() -> NodeStatus {
         connections: Counts::default(),
         requests: Counts { open: 1, total: 2 },
         outcomes: BTreeMap::from([(String::from("steered_syn"), 3)]),
+        audit: AuditStatus::default(),
         warnings: Vec::new(),
     }
 }
@@ -120,6 +121,8 @@ pub(crate) fn tenant(kind: TenantKind, id: Uuid, namespace: String) -> TenantSta
         provider: String::from("admin"),
         state: TenantState::Pending,
         reason: None,
+        fault: None,
+        proved_unix: None,
         attempts: 0,
         since_unix: 0,
         listener: None,

@@ -27,7 +27,7 @@ pub(super) fn show(
     output: Output,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    tenants.retain(|tenant| tenant.state == TenantState::Failing);
+    tenants.retain(|tenant| tenant.state == TenantState::Failing || tenant.fault.is_some());
     match output {
         Output::Json => print::json(
             out,
@@ -48,7 +48,7 @@ pub(super) fn show(
     }
 }
 
-fn facts(node: &NodeStatus) -> [(&'static str, String); 8] {
+fn facts(node: &NodeStatus) -> [(&'static str, String); 9] {
     let uptime = humantime::format_duration(Duration::from_secs(node.uptime_seconds));
     let attach = match &node.engine.attach {
         Some(attach) => format!(", attached by {attach}"),
@@ -95,6 +95,16 @@ fn facts(node: &NodeStatus) -> [(&'static str, String); 8] {
             format!(
                 "{} serving, {} pending, {} failing, {} leaving",
                 tenants.serving, tenants.pending, tenants.failing, tenants.leaving
+            ),
+        ),
+        (
+            "audit",
+            format!(
+                "{} proved within {} s, {} faulty, {} repairs",
+                node.audit.proved,
+                2 * node.audit.connect_interval_seconds,
+                node.audit.faulty,
+                node.audit.repairs.values().sum::<u64>()
             ),
         ),
         (
@@ -149,6 +159,7 @@ fn failing(tenants: &[TenantStatus], out: &mut impl Write) -> io::Result<()> {
             tenant
                 .reason
                 .clone()
+                .or_else(|| tenant.fault.clone())
                 .unwrap_or_else(|| String::from("not told")),
         ]
     }));

@@ -9,7 +9,7 @@ use super::{
     document::Origins,
     problem::Problem,
     settings::{self, SOCKET_PATH_MAX, Shape},
-    words::{EngineChoice, LogFormat, UpstreamKind},
+    words::{EngineChoice, LogFormat, Seccomp, UpstreamKind},
 };
 
 /// A value named by a word of a closed set.
@@ -28,7 +28,7 @@ macro_rules! words_are_values {
     };
 }
 
-words_are_values! { EngineChoice UpstreamKind LogFormat }
+words_are_values! { EngineChoice UpstreamKind LogFormat Seccomp }
 
 /// Takes raw values, gives valid ones, and notes every problem.
 ///

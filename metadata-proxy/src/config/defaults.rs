@@ -5,9 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use metadata_proxy_common::DEFAULT_LISTENER_PORT;
 
 use super::{
-    AdminConfig, AgentConfig, Config, DiscoveryConfig, EngineChoice, InterfaceGlob,
+    AdminConfig, AgentConfig, AuditConfig, Config, DiscoveryConfig, EngineChoice, InterfaceGlob,
     InterfacesConfig, IpVersions, LimitsConfig, ListenerConfig, LogConfig, LogFormat, QueueConfig,
-    RateLimitConfig, ShutdownConfig, SteeringConfig, TimeoutsConfig, UpstreamConfig,
+    RateLimitConfig, Seccomp, SecurityConfig, ShutdownConfig, SteeringConfig, TimeoutsConfig,
+    UpstreamConfig,
 };
 
 impl Default for Config {
@@ -32,6 +33,10 @@ impl Default for Config {
                 retry_min: Duration::from_millis(100),
                 retry_max: Duration::from_secs(30),
                 patterns: Vec::new(),
+            },
+            audit: AuditConfig {
+                interval: Duration::from_secs(10),
+                connect_interval: Duration::from_secs(60),
             },
             interfaces: InterfacesConfig {
                 router: globs(&["qr-*"]),
@@ -80,6 +85,9 @@ impl Default for Config {
                 format: LogFormat::Text,
                 level: String::from("info"),
                 access: true,
+            },
+            security: SecurityConfig {
+                seccomp: Seccomp::Enforce,
             },
             shutdown: ShutdownConfig {
                 grace: Duration::from_secs(30),

@@ -29,7 +29,7 @@ pub use self::{
     problem::{ConfigErrors, Origin, Problem},
     sources::{ConfigSources, DEFAULT_FILE, FILE_VARIABLE, Loaded, Override},
     values::{AddressError, GlobError, HttpAddress, InterfaceGlob, IpVersions},
-    words::{EngineChoice, LogFormat, UpstreamKind},
+    words::{EngineChoice, LogFormat, Seccomp, UpstreamKind},
 };
 
 /// The whole configuration, valid. Serializes to a file that says the same.
@@ -43,6 +43,8 @@ pub struct Config {
     pub steering: SteeringConfig,
     /// How tenants are found.
     pub discovery: DiscoveryConfig,
+    /// How often it is made sure that each tenant is served.
+    pub audit: AuditConfig,
     /// Behind which interfaces guests are, by kind of tenant.
     pub interfaces: InterfacesConfig,
     /// Who answers.
@@ -59,6 +61,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// What the process gives up once it has started.
+    pub security: SecurityConfig,
     /// How it ends.
     pub shutdown: ShutdownConfig,
 }
@@ -107,6 +111,17 @@ pub struct DiscoveryConfig {
     /// Further names of tenant namespaces.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<Pattern>,
+}
+
+/// How often it is made sure that each tenant is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AuditConfig {
+    /// Time within which every tenant is looked at.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Time within which every tenant's service is proved by a connection.
+    #[serde(with = "humantime_serde")]
+    pub connect_interval: Duration,
 }
 
 /// Behind which interfaces guests are, by kind of tenant.
@@ -308,6 +323,13 @@ pub struct LogConfig {
     pub level: String,
     /// Whether each request is logged.
     pub access: bool,
+}
+
+/// What the process gives up once it has started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecurityConfig {
+    /// What becomes of a system call that the agent has no use for.
+    pub seccomp: Seccomp,
 }
 
 /// How it ends.

@@ -26,6 +26,7 @@ pub(super) struct RawConfig {
     pub(super) listener: RawListener,
     pub(super) steering: RawSteering,
     pub(super) discovery: RawDiscovery,
+    pub(super) audit: RawAudit,
     pub(super) interfaces: RawInterfaces,
     pub(super) upstream: RawUpstream,
     pub(super) queue: RawQueue,
@@ -34,6 +35,7 @@ pub(super) struct RawConfig {
     pub(super) rate_limit: RawRateLimit,
     pub(super) admin: RawAdmin,
     pub(super) log: RawLog,
+    pub(super) security: RawSecurity,
     pub(super) shutdown: RawShutdown,
 }
 
@@ -66,6 +68,10 @@ sections! {
         patterns: Vec<RawPattern>,
         retry_min: String,
         retry_max: String,
+    }
+    RawAudit {
+        interval: String,
+        connect_interval: String,
     }
     RawPattern {
         name: String,
@@ -126,6 +132,9 @@ sections! {
         format: String,
         level: String,
         access: bool,
+    }
+    RawSecurity {
+        seccomp: String,
     }
     RawShutdown {
         grace: String,

@@ -6,7 +6,7 @@
 
 use std::{ops::RangeInclusive, sync::LazyLock, time::Duration};
 
-use super::words::{EngineChoice, LogFormat, UpstreamKind};
+use super::words::{EngineChoice, LogFormat, Seccomp, UpstreamKind};
 
 /// What may stand for a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +128,7 @@ const POOL: Shape = integer(0, 1_000_000, "");
 const PORT: Shape = integer(1, 65535, "");
 const ENGINE: Shape = Shape::Word(EngineChoice::WORDS);
 const UPSTREAM: Shape = Shape::Word(UpstreamKind::WORDS);
+const SECCOMP: Shape = Shape::Word(Seccomp::WORDS);
 const LOG_FORMAT: Shape = Shape::Word(LogFormat::WORDS);
 
 /// Key, what may stand there, what it is for.
@@ -182,6 +183,16 @@ const TABLE: &[Row] = &[
         "discovery.retry_max",
         WAIT,
         "Longest wait before a failed tenant is tried again",
+    ),
+    (
+        "audit.interval",
+        SCAN,
+        "Time within which every tenant is looked at",
+    ),
+    (
+        "audit.connect_interval",
+        SCAN,
+        "Time within which every tenant's service is proved",
     ),
     (
         "interfaces.router",
@@ -321,6 +332,11 @@ const TABLE: &[Row] = &[
     ("log.format", LOG_FORMAT, "How log lines are written"),
     ("log.level", Shape::LogLevel, "What is logged"),
     ("log.access", Shape::Bool, "Log one line per request"),
+    (
+        "security.seccomp",
+        SECCOMP,
+        "What becomes of system calls the agent has no use for",
+    ),
     ("shutdown.grace", GRACE, "Time to finish what is in flight"),
 ];
 

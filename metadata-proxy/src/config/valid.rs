@@ -6,9 +6,10 @@
 use metadata_proxy_common::TenantKind;
 
 use super::{
-    AdminConfig, AgentConfig, Config, DiscoveryConfig, EmbeddedConfig, HttpConfig,
+    AdminConfig, AgentConfig, AuditConfig, Config, DiscoveryConfig, EmbeddedConfig, HttpConfig,
     InterfacesConfig, LimitsConfig, ListenerConfig, LogConfig, Pattern, QueueConfig,
-    RateLimitConfig, ShutdownConfig, SteeringConfig, TimeoutsConfig, UpstreamConfig, UpstreamKind,
+    RateLimitConfig, SecurityConfig, ShutdownConfig, SteeringConfig, TimeoutsConfig,
+    UpstreamConfig, UpstreamKind,
     check::Check,
     document::Origins,
     problem::Problem,
@@ -61,6 +62,10 @@ pub(super) fn validate(
                 ; patterns: patterns,
             })
         },
+        audit: section!(check, "audit", raw.audit, default.audit => AuditConfig {
+            interval: duration,
+            connect_interval: duration,
+        }),
         interfaces: {
             let ovn_network = check.globs(
                 "interfaces.ovn-network",
@@ -111,6 +116,9 @@ pub(super) fn validate(
             format: word,
             level: level,
             access: boolean,
+        }),
+        security: section!(check, "security", raw.security, default.security => SecurityConfig {
+            seccomp: word,
         }),
         shutdown: section!(check, "shutdown", raw.shutdown, default.shutdown => ShutdownConfig {
             grace: duration,

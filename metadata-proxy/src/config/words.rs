@@ -72,6 +72,16 @@ words! {
         Embedded = "embedded",
     }
 
+    /// What becomes of a system call that the agent has no use for.
+    Seccomp {
+        /// It is refused with `EPERM`.
+        Enforce = "enforce",
+        /// It is done, and the kernel's audit log says so.
+        Log = "log",
+        /// It is done.
+        Off = "off",
+    }
+
     /// How log lines are written.
     LogFormat {
         /// For people and journald.

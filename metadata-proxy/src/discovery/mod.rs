@@ -113,7 +113,7 @@ impl Discovery {
                             watch = self.watch();
                         }
                         self.scan().await;
-                        self.registry.send(Command::Audit).await;
+                        self.registry.send(Command::Scanned).await;
                         next_scan = now + self.scan_interval();
                     }
                 }

@@ -67,11 +67,84 @@ pub(super) fn detach_pinned(path: &Path) {
     unpin(path);
 }
 
-/// `BPF_OBJ_GET` and `BPF_LINK_DETACH` (enum `bpf_cmd`), which aya does not wrap.
+/// `BPF_LINK_DETACH` (enum `bpf_cmd`), which aya does not wrap.
 fn detach(path: &Path) -> io::Result<()> {
-    const OBJ_GET: libc::c_long = 7;
     const LINK_DETACH: libc::c_long = 34;
-    /// What the two commands want of `union bpf_attr`.
+    let link = object_at(path)?;
+    let mut fd = link.as_raw_fd();
+    // SAFETY: the attribute is one descriptor, and as long as said.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw mut fd, size_of_val(&fd)) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A pinned link.
+pub(super) struct PinnedLinkState {
+    /// The program's number.
+    pub(super) program: u32,
+    /// Whether it is still attached to something.
+    pub(super) is_attached: bool,
+}
+
+/// Looks at a pinned link, from any namespace; `None` if there is none.
+pub(super) fn link_at(path: &Path) -> Option<PinnedLinkState> {
+    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    /// The beginning of `struct bpf_link_info`; the kernel fills no more than it is given.
+    #[derive(Default)]
+    #[repr(C)]
+    struct LinkInfo {
+        kind: u32,
+        id: u32,
+        program: u32,
+        padding: u32,
+        /// Index of the device, or id of the cgroup: zero once the link is detached.
+        target: u64,
+    }
+    #[derive(Default)]
+    #[repr(C)]
+    struct Query {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    /// `BPF_LINK_TYPE_TCX` (enum `bpf_link_type`).
+    const TCX: u32 = 11;
+    let link = object_at(path).ok()?;
+    let mut info = LinkInfo::default();
+    let mut query = Query {
+        fd: link.as_raw_fd().cast_unsigned(),
+        info_len: u32::try_from(size_of_val(&info)).ok()?,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attribute is as long as said, and its pointer leads to `info`, which is as long
+    // as said and outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            OBJ_GET_INFO_BY_FD,
+            &raw mut query,
+            size_of_val(&query),
+        )
+    };
+    // A device's index is four bytes, in the machine's order; what follows is the attach type.
+    let target = if info.kind == TCX {
+        let [a, b, c, d, ..] = info.target.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d]).into()
+    } else {
+        info.target
+    };
+    (done == 0).then_some(PinnedLinkState {
+        program: info.program,
+        is_attached: target != 0,
+    })
+}
+
+/// `BPF_OBJ_GET` (enum `bpf_cmd`): opens what is pinned, whatever it is.
+fn object_at(path: &Path) -> io::Result<OwnedFd> {
+    const OBJ_GET: libc::c_long = 7;
+    /// What the command wants of `union bpf_attr`.
     #[derive(Default)]
     #[repr(C)]
     struct ObjGet {
@@ -92,14 +165,7 @@ fn detach(path: &Path) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just given it to us.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut fd = link.as_raw_fd();
-    // SAFETY: the attribute is one descriptor, and as long as said.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw mut fd, size_of_val(&fd)) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Removes a pinned map whose layout is not ours, so that loading makes a new one.
@@ -129,24 +195,6 @@ pub(super) fn remove_unfit_map(
         what: "cannot remove the outdated map",
         path: path.to_owned(),
         source,
-    })
-}
-
-/// Pins a map again if another one, or none, is pinned at its path.
-///
-/// # Errors
-/// [`KernelError::File`].
-pub(super) fn repin(map: &MapData, path: &Path) -> Result<(), KernelError> {
-    let id_of = |map: &MapData| map.info().map(|info| info.id()).ok();
-    let there = MapData::from_pin(path).ok().and_then(|map| id_of(&map));
-    if there.is_some() && there == id_of(map) {
-        return Ok(());
-    }
-    unpin(path);
-    map.pin(path).map_err(|e| KernelError::File {
-        what: "cannot pin a map at",
-        path: path.to_owned(),
-        source: io::Error::other(super::ebpf::chain(&e)),
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use metadata_proxy_common::Outcome;
 
-use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie};
+use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, Repair};
 use crate::identity::Tenant;
 
 /// Remembers declarations and attachments.
@@ -33,6 +33,15 @@ impl Kernel for FakeKernel {
         Ok(attached
             .iter()
             .any(|(_, index)| *index == attachment.device.index))
+    }
+
+    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
+        let attached = self.attached.lock().unwrap();
+        attached.contains(&(cookie, attachment.device.index))
+    }
+
+    fn mend(&self) -> Result<Vec<Repair>, KernelError> {
+        Ok(Vec::new())
     }
 
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {

@@ -48,6 +48,56 @@ pub struct Attachment {
     pub made_clsact: bool,
 }
 
+/// Something of ours that somebody else took away, and that was put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Repair {
+    /// The local route to the metadata address.
+    Route,
+    /// The IPv6 metadata address of a router's device.
+    Address,
+    /// `steer` on a device.
+    Filter,
+    /// A tenant's entry in `TENANTS`.
+    Entry,
+    /// A tenant's listener.
+    Listener,
+    /// A pinned map.
+    Map,
+    /// A connect hook of the cgroup.
+    Hook,
+    /// The directory of pins, or the bpffs it is on.
+    Bpffs,
+}
+
+impl Repair {
+    /// Every one there is.
+    pub const ALL: &[Self] = &[
+        Self::Route,
+        Self::Address,
+        Self::Filter,
+        Self::Entry,
+        Self::Listener,
+        Self::Map,
+        Self::Hook,
+        Self::Bpffs,
+    ];
+
+    /// The word for it in logs and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Route => "route",
+            Self::Address => "address",
+            Self::Filter => "filter",
+            Self::Entry => "entry",
+            Self::Listener => "listener",
+            Self::Map => "map",
+            Self::Hook => "hook",
+            Self::Bpffs => "bpffs",
+        }
+    }
+}
+
 /// What the kernel refused, on what.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
@@ -130,6 +180,16 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Attach`] when the kernel cannot be asked.
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError>;
 
+    /// Whether `steer` is still on the device, as far as that can be told from any thread: a link
+    /// that is gone makes no netlink event, a classic filter does, and counts as there.
+    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool;
+
+    /// Puts back whatever all tenants share and somebody took away, and says what it was.
+    ///
+    /// # Errors
+    /// [`KernelError`] of the first thing that could not be put back.
+    fn mend(&self) -> Result<Vec<Repair>, KernelError>;
+
     /// Takes `steer` off a device. The calling thread is in its namespace; the device may be gone.
     ///
     /// # Errors
@@ -171,10 +231,6 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Declarations that others wrote into the map.
     fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)>;
-
-    /// Takes back what a successor that failed put in the place of ours: pinned maps and hooks. What
-    /// is attached to devices is taken back by [`attach`](Self::attach).
-    fn reclaim(&self) {}
 
     /// How packets and connects ended since the counters were made, summed over CPUs.
     ///

@@ -129,6 +129,14 @@ fn mount_bpffs(directory: &Path, point: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether a directory is on another file system than a bpffs: one statfs(2), not a look at all
+/// mounts.
+pub(super) fn is_off_bpffs(directory: &Path) -> bool {
+    nix::sys::statfs::statfs(directory).map_or(true, |fs| {
+        fs.filesystem_type() != nix::sys::statfs::BPF_FS_MAGIC
+    })
+}
+
 fn mount(line: &[u8]) -> Option<Mount> {
     // id parent major:minor root point options [optional fields] - type source options
     let mut fields = line.split(|byte| *byte == b' ');

@@ -10,7 +10,7 @@ use std::{
 
 use metadata_proxy_common::Outcome;
 
-use super::{Attachment, Device, Kernel, KernelError, NetnsCookie};
+use super::{Attachment, Device, Kernel, KernelError, NetnsCookie, Repair};
 use crate::identity::Tenant;
 
 /// A kernel that is asked for nothing.
@@ -40,6 +40,14 @@ impl Kernel for PlainKernel {
 
     fn is_attached(&self, _: &Attachment) -> Result<bool, KernelError> {
         Ok(false)
+    }
+
+    fn is_intact(&self, _: NetnsCookie, _: &Attachment) -> bool {
+        true
+    }
+
+    fn mend(&self) -> Result<Vec<Repair>, KernelError> {
+        Ok(Vec::new())
     }
 
     fn detach(&self, _: NetnsCookie, _: &Attachment) -> Result<(), KernelError> {

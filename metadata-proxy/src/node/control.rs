@@ -14,8 +14,8 @@ use crate::{
     admin::{
         Control, ControlError,
         api::{
-            AddTenant, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus, TenantCounts,
-            TenantStatus, UpstreamStatus,
+            AddTenant, AuditStatus, Counts, EngineStatus, NamespaceRef, NodeStatus, QueueStatus,
+            TenantCounts, TenantStatus, UpstreamStatus,
         },
     },
     config::{Config, ConfigSources, UpstreamConfig},
@@ -23,7 +23,7 @@ use crate::{
     kernel::{Decision, Kernel},
     netns::{Netns, NetnsId},
     serve,
-    tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Source},
+    tenants::{AddError, Command, Declaration, Provider, RegistryHandle, Repairs, Source},
 };
 
 /// The running agent, as the admin socket sees it.
@@ -37,6 +37,7 @@ pub(super) struct NodeControl {
     pub(super) registry: RegistryHandle,
     pub(super) factory: Arc<SettingsFactory>,
     pub(super) metrics: MetricsRegistry,
+    pub(super) repairs: Repairs,
     pub(super) is_scanned: watch::Receiver<bool>,
 }
 
@@ -71,6 +72,7 @@ impl Control for NodeControl {
             connections,
             requests,
             outcomes: self.outcomes(),
+            audit: self.audit_status(&tenants),
             warnings: self.warnings(),
         }
     }
@@ -158,7 +160,8 @@ impl Control for NodeControl {
                 self.node.limits.set_caps(caps(&loaded.config));
                 let settings = self.factory.reconfigure(&loaded.config);
                 self.config.store(Arc::new(loaded.config));
-                self.registry.reconfigure(settings).await;
+                let audit = self.config.load().audit;
+                self.registry.reconfigure(settings, audit).await;
                 let message = if needs_restart.is_empty() {
                     "configuration reloaded".to_owned()
                 } else {
@@ -217,6 +220,27 @@ impl NodeControl {
             .collect()
     }
 
+    fn audit_status(&self, tenants: &[TenantStatus]) -> AuditStatus {
+        let periods = self.config.load().audit;
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        let since = now
+            .as_secs()
+            .saturating_sub(2 * periods.connect_interval.as_secs());
+        let count = |wanted: fn(&TenantStatus, u64) -> bool| {
+            let found = tenants.iter().filter(|tenant| wanted(tenant, since));
+            found.count() as u64
+        };
+        AuditStatus {
+            interval_seconds: periods.interval.as_secs(),
+            connect_interval_seconds: periods.connect_interval.as_secs(),
+            proved: count(|tenant, since| tenant.proved_unix.is_some_and(|at| at >= since)),
+            faulty: count(|tenant, _| tenant.fault.is_some()),
+            repairs: self.repairs.counts(),
+        }
+    }
+
     fn warnings(&self) -> Vec<String> {
         let embedded = self
             .factory
@@ -265,6 +289,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     note("steering", before.steering != after.steering);
     note("upstream", before.upstream != after.upstream);
     note("admin", before.admin != after.admin);
+    note("security", before.security != after.security);
     note("log.format and log.level", {
         (before.log.format, &before.log.level) != (after.log.format, &after.log.level)
     });

@@ -4,6 +4,7 @@
 //! sockets for operators and stand-ins, signals); the workers serve.
 
 mod beginning;
+mod confine;
 mod control;
 mod exposition;
 mod lines;
@@ -59,7 +60,9 @@ use crate::{
     serve,
     service_manager::{self, FdStore, Returned, ServiceManager},
     takeover::{self, OfferedNode},
-    tenants::{Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf},
+    tenants::{
+        Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, Repairs, SettingsOf,
+    },
 };
 
 /// How many guest addresses the rate limiter remembers, and how many of one tenant: haproxy's
@@ -84,6 +87,8 @@ pub struct Ends {
 /// Whatever keeps it from starting, with what to do about it. Once it runs, failures are logged,
 /// shown in `status`, and dealt with.
 pub fn run(config: Config, sources: ConfigSources, start: Start) -> anyhow::Result<()> {
+    confine::drop_capabilities()?;
+    confine::start_allocator_thread();
     let _logging = logging::start(&config.log)?;
     raise_file_limit();
     let returned = service_manager::returned().context("what the service manager keeps for us")?;
@@ -231,6 +236,7 @@ impl Running {
             tasks.push(tokio::spawn(embedded.watch()));
         }
         let factory = Arc::new(factory);
+        let repairs = Repairs::new(&mut metrics_registry);
         let (registry, handle) = Registry::new(RegistryParts {
             kernel: Arc::clone(&kernel),
             netns: netns.clone(),
@@ -241,6 +247,9 @@ impl Running {
             port: config.load().listener.port,
             own_cookie,
             backoff: backoff(&config.load()),
+            audit: config.load().audit,
+            probes: Arc::clone(&node.probes),
+            repairs: repairs.clone(),
             on_settled: on_settled(programs.clone()),
             kept: Arc::clone(&beginning.kept),
             suspended: std::mem::take(&mut beginning.suspended),
@@ -279,6 +288,7 @@ impl Running {
             engine: &engine,
             manager: &manager,
         };
+        confine::filter_syscalls(config.load().security.seccomp)?;
         let sockets_stop = Stop::default();
         let successor = parts.offer(&mut sockets, &sockets_stop, &mut tasks)?;
         tasks.push(registrations::serve_registrations(
@@ -298,6 +308,7 @@ impl Running {
             registry: handle.clone(),
             factory,
             metrics: metrics_registry,
+            repairs,
             is_scanned: is_scanned.clone(),
         });
         tasks.push(serve_operators(

@@ -19,7 +19,7 @@ use crate::{
     admission::rate::WindowRecord,
     register, serve,
     takeover::{self, Channel, Offer, OfferedNode, Question},
-    tenants::{Command, Giving, RegistryHandle, Verdict},
+    tenants::{Command, Giving, HandOver, RegistryHandle},
 };
 
 /// Pause after a connection that could not be accepted.
@@ -98,7 +98,7 @@ async fn converse(
     let conversation = tokio::task::spawn_blocking(move || {
         let mut giving = GivingAway {
             offering: &offering,
-            verdict: None,
+            outcome: None,
         };
         let told = takeover::answer(&channel, &mut giving);
         if told.is_ok() {
@@ -127,16 +127,16 @@ impl Drop for HangUp {
 /// Answers for the running process.
 struct GivingAway<'a> {
     offering: &'a Offering,
-    verdict: Option<oneshot::Sender<Verdict>>,
+    outcome: Option<oneshot::Sender<HandOver>>,
 }
 
 impl GivingAway<'_> {
     fn end(&mut self, is_taken: bool) {
-        if let Some(verdict) = self.verdict.take() {
-            let _ = verdict.send(if is_taken {
-                Verdict::Taken
+        if let Some(outcome) = self.outcome.take() {
+            let _ = outcome.send(if is_taken {
+                HandOver::Taken
             } else {
-                Verdict::Failed
+                HandOver::Failed
             });
         }
     }
@@ -156,14 +156,14 @@ impl Question for GivingAway<'_> {
         info!("a successor takes over");
         let sockets = self.sockets().ok()?;
         let (tell, told) = oneshot::channel();
-        let (verdict, heard) = oneshot::channel();
+        let (outcome, heard) = oneshot::channel();
         let giving = Giving {
             tell,
-            verdict: heard,
+            outcome: heard,
         };
         self.offering.registry.blocking_send(Command::Give(giving));
         let tenants = told.blocking_recv().ok()?;
-        self.verdict = Some(verdict);
+        self.outcome = Some(outcome);
         Some(Offer {
             node: self.offering.node.clone(),
             sockets,

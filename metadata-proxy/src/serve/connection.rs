@@ -21,6 +21,7 @@ use crate::{
     admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
     listener::Caller,
+    netns,
     tenants::Service,
 };
 
@@ -78,6 +79,11 @@ pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc
             () = node.ends.stopping.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => start(stream, peer, &service, &node),
+                // It does not listen any more: somebody has destroyed the socket (`ss --kill`).
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    service.lose_listener();
+                    return;
+                }
                 Err(error) => pause_if_exhausted(&error, &node).await,
             },
         }
@@ -92,6 +98,7 @@ pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc
             () = node.ends.aborting.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => start(stream, peer, &service, &node),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
                 Err(error) => pause_if_exhausted(&error, &node).await,
             },
             () = &mut handshakes => break,
@@ -132,6 +139,15 @@ async fn pause_if_exhausted(error: &io::Error, node: &Node) {
 }
 
 fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc<Node>) {
+    if let Some(probe) = node.probes.claim(service.cookie, peer) {
+        // Ours, and no guest's: it is proved like one, and ends here.
+        let proof = netns::cookie_of(&stream)
+            .map_err(|error| Refused::Unknown(error.to_string()))
+            .and_then(|netns| {
+                Identity::rehearse(netns, (service.tenant, service.cookie), &*node.kernel)
+            });
+        return probe.answer(proof);
+    }
     service.counters.connections.fetch_add(1, Ordering::Relaxed);
     match prove(&stream, peer, service, node) {
         Ok(identity) => {

@@ -24,6 +24,7 @@ use crate::{
     admission::{Limits, RateLimiter},
     kernel::Kernel,
     node::Ends,
+    tenants::Probes,
 };
 
 /// What all connections of the node share.
@@ -38,6 +39,8 @@ pub struct Node {
     pub metrics: Metrics,
     /// How serving ends.
     pub ends: Ends,
+    /// Connections of our own by which service is proved.
+    pub probes: Arc<Probes>,
     open: AtomicUsize,
     all_over: Notify,
 }
@@ -58,6 +61,7 @@ impl Node {
             rates,
             metrics,
             ends,
+            probes: Arc::default(),
             open: AtomicUsize::new(0),
             all_over: Notify::new(),
         }

@@ -6,7 +6,9 @@
 mod kept;
 mod life;
 mod place;
+mod probe;
 mod registry;
+mod repairs;
 mod service;
 
 use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
@@ -15,10 +17,12 @@ pub use self::{
     kept::KeptListeners,
     life::{Backoff, Phase},
     place::{PlaceError, Plan},
+    probe::{Fault, Probes, Verdict, Waiting},
     registry::{
-        AddError, Command, Giving, OnSettled, Registry, RegistryHandle, RegistryParts, SettingsOf,
-        Verdict,
+        AddError, Command, Giving, HandOver, OnSettled, Registry, RegistryHandle, RegistryParts,
+        SettingsOf,
     },
+    repairs::Repairs,
     service::{Counters, Service, Settings},
 };
 use crate::{

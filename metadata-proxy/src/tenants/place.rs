@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::KeptListeners;
 use crate::{
     config::InterfaceGlob,
-    kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie},
+    kernel::{Attachment, Device, Engine, Kernel, KernelError, NetnsCookie, Repair},
     listener,
     netlink::{self, EventSocket, Link, MetadataV6},
     netns,
@@ -79,6 +79,8 @@ pub(super) struct Place {
     /// Devices that could not be attached to, with the reason.
     pub(super) refused: BTreeMap<Device, String>,
     metadata_v6: BTreeSet<u32>,
+    /// Whether the local route was there when we left.
+    has_route: bool,
     /// Whether our listener's leaving has been prepared, and is to be undone.
     hands_over: bool,
     /// Where the `bind` engine has a listener besides the wildcard one.
@@ -117,6 +119,7 @@ pub(super) fn open(
         attachments: BTreeMap::new(),
         refused: BTreeMap::new(),
         metadata_v6: BTreeSet::new(),
+        has_route: false,
         hands_over: false,
         bound: listeners[1..]
             .iter()
@@ -147,8 +150,10 @@ pub(super) fn open(
 /// What [`converge`] did.
 #[derive(Default)]
 pub(super) struct Converged {
-    /// How many things were put right.
-    pub(super) mended: usize,
+    /// How many things were added.
+    pub(super) added: usize,
+    /// What of that had been there before, and was taken away by somebody.
+    pub(super) repairs: Vec<Repair>,
     /// Listeners that had to be opened.
     pub(super) listeners: Vec<TcpListener>,
 }
@@ -160,18 +165,19 @@ pub(super) fn converge(
     plan: &Plan,
     place: &mut Place,
 ) -> Result<Converged, PlaceError> {
-    let mut mended = 0;
+    let mut converged = Converged::default();
     if netlink::add_local_route().map_err(system("cannot add the local metadata route"))? {
-        mended += 1;
+        converged.note(Repair::Route, place.has_route);
     }
+    place.has_route = true;
     let list = || netlink::links().map_err(system("cannot list the devices"));
     let mut links = list()?;
-    let readdressed = converge_addresses(plan.kind, &faced(plan, &links), place);
-    if readdressed > 0 {
+    let added = converged.added;
+    converge_addresses(plan.kind, &faced(plan, &links), place, &mut converged);
+    if converged.added > added {
         // The listeners of the `bind` engine follow the addresses.
         links = list()?;
     }
-    mended += readdressed;
     let faced = faced(plan, &links);
     place.may_forward = may_forward(plan.kind, &faced);
     if plan.engine == Engine::Tc {
@@ -181,11 +187,21 @@ pub(super) fn converge(
                 attachment.device.clone_from(&link.device);
             }
         }
-        mended += converge_attachments(kernel, &faced, place);
+        converge_attachments(kernel, &faced, place, &mut converged);
     }
-    let listeners = bind_missing(plan, &links, place)?;
-    mended += listeners.len();
-    Ok(Converged { mended, listeners })
+    converged.listeners = bind_missing(plan, &links, place)?;
+    converged.added += converged.listeners.len();
+    Ok(converged)
+}
+
+impl Converged {
+    /// Notes something that was added, and whether that was a repair.
+    fn note(&mut self, what: Repair, was_there: bool) {
+        self.added += 1;
+        if was_there {
+            self.repairs.push(what);
+        }
+    }
 }
 
 /// The devices that face guests.
@@ -269,12 +285,16 @@ fn may_forward(kind: TenantKind, faced: &[&Link]) -> bool {
 /// In a router the IPv6 metadata address is nobody's until we add it. Only to devices that are
 /// addressed: the standby of a highly available router must not answer for its master. And not to
 /// the port of a DHCP agent, where that agent adds it and settles who has it.
-fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> usize {
+fn converge_addresses(
+    kind: TenantKind,
+    faced: &[&Link],
+    place: &mut Place,
+    converged: &mut Converged,
+) {
     if kind != TenantKind::Router {
         place.metadata_v6 = BTreeSet::new();
-        return 0;
+        return;
     }
-    let mut mended = 0;
     place
         .metadata_v6
         .retain(|index| faced.iter().any(|link| link.device.index == *index));
@@ -286,8 +306,8 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
         let is_wanted = link.is_addressed && !link.has_metadata_v4;
         let result = match (is_wanted, link.metadata_v6 != MetadataV6::Absent) {
             (true, false) => netlink::add_metadata_v6(index).map(|_| {
-                place.metadata_v6.insert(index);
-                mended += 1;
+                let is_new = place.metadata_v6.insert(index);
+                converged.note(Repair::Address, !is_new);
             }),
             (false, true) if place.metadata_v6.contains(&index) => {
                 place.metadata_v6.remove(&index);
@@ -300,10 +320,14 @@ fn converge_addresses(kind: TenantKind, faced: &[&Link], place: &mut Place) -> u
             debug!(device = link.device.name, %error, "no IPv6 metadata address on this device");
         }
     }
-    mended
 }
 
-fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place) -> usize {
+fn converge_attachments(
+    kernel: &dyn Kernel,
+    faced: &[&Link],
+    place: &mut Place,
+    converged: &mut Converged,
+) {
     let Place {
         cookie,
         attachments,
@@ -324,7 +348,6 @@ fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place)
         }
     }
     refused.clear();
-    let mut mended = 0;
     for link in faced {
         let device = &link.device;
         if !link.is_ethernet {
@@ -339,8 +362,8 @@ fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place)
         }
         match kernel.attach(*cookie, device) {
             Ok(attachment) => {
-                attachments.insert(device.index, attachment);
-                mended += 1;
+                let before = attachments.insert(device.index, attachment);
+                converged.note(Repair::Filter, before.is_some());
             }
             Err(error) => {
                 attachments.remove(&device.index);
@@ -348,7 +371,6 @@ fn converge_attachments(kernel: &dyn Kernel, faced: &[&Link], place: &mut Place)
             }
         }
     }
-    mended
 }
 
 /// Steers nothing more; what was accepted needs the rest.
@@ -409,6 +431,7 @@ impl Place {
             attachments: BTreeMap::new(),
             refused: BTreeMap::new(),
             metadata_v6: BTreeSet::new(),
+            has_route: false,
             hands_over: false,
             bound: BTreeSet::new(),
             may_forward: false,

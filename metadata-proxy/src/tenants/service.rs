@@ -76,6 +76,7 @@ pub struct Service {
     /// Cancelled when the tenant is gone: its connections end at once.
     pub gone: CancellationToken,
     may_forward: AtomicBool,
+    has_lost_listener: AtomicBool,
     over: CancellationToken,
     /// What is accepted from; those who accept own it.
     listeners: Mutex<Vec<Weak<TcpListener>>>,
@@ -99,6 +100,7 @@ impl Service {
             counters,
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
+            has_lost_listener: AtomicBool::new(false),
             over: CancellationToken::new(),
             listeners: Mutex::default(),
         }
@@ -138,6 +140,17 @@ impl Service {
     #[must_use]
     pub fn may_forward(&self) -> bool {
         self.may_forward.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody has destroyed a listener of it.
+    #[must_use]
+    pub fn has_lost_listener(&self) -> bool {
+        self.has_lost_listener.load(Ordering::Relaxed)
+    }
+
+    /// Notes that somebody has destroyed a listener of it.
+    pub fn lose_listener(&self) {
+        self.has_lost_listener.store(true, Ordering::Relaxed);
     }
 
     /// Notes whether requests may be forwarded.

@@ -88,6 +88,7 @@ impl EbpfKernel {
             cgroup: cgroup.to_owned(),
             reason,
         };
+        *lock(&self.cgroup) = Some(cgroup.to_owned());
         let dir = File::open(cgroup).map_err(|e| error(e.to_string()))?;
         let mut programs = lock(&self.programs);
         for name in CGROUP_HOOKS {
@@ -103,8 +104,6 @@ impl EbpfKernel {
             let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
             adopt::pin_link(link, &self.cgroup_pin(name))?;
         }
-        drop(programs);
-        *lock(&self.hooked) = Some(cgroup.to_owned());
         Ok(())
     }
 

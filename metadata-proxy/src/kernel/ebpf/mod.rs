@@ -2,6 +2,7 @@
 
 mod abi;
 mod attach;
+mod mend;
 mod tenant_map;
 
 use std::{
@@ -21,7 +22,7 @@ use metadata_proxy_common::{Outcome, names};
 use tracing::{debug, info, warn};
 
 use self::tenant_map::{Key, TenantMap, Value};
-use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, adopt};
+use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, Repair, adopt};
 use crate::{identity::Tenant, netlink};
 
 /// The kernel programs, built by the build script.
@@ -84,10 +85,12 @@ pub struct EbpfKernel {
     programs: Mutex<Ebpf>,
     tenants: TenantMap,
     outcomes: PerCpuArray<MapData, u64>,
-    /// The maps once more, with where they are pinned.
-    pinned: [(PathBuf, MapData); 2],
-    /// The cgroup whose hooks are ours.
-    hooked: Mutex<Option<PathBuf>>,
+    /// The same maps once more, to be pinned again.
+    pins: [(PathBuf, MapData); 2],
+    /// `steer`'s number in the kernel.
+    steer_id: u32,
+    /// Where the hooks are attached, if they are.
+    cgroup: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
     lookups: Mutex<std::collections::HashMap<NetnsCookie, Ebpf>>,
 }
@@ -127,12 +130,13 @@ impl EbpfKernel {
             super::logger::start(&mut programs);
         }
         adopt::mark_layout(&options.bpffs_dir)?;
-        let pinned = [pinned(tenants_pin)?, pinned(outcomes_pin)?];
         let tenants = take_map(&mut programs, names::TENANTS)?;
         let tenants = TenantMap::new(tenants, options.max_tenants);
         let outcomes = take_map(&mut programs, names::OUTCOMES)?;
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
         steer.load().map_err(|e| KernelError::Load(chain(&e)))?;
+        let steer_id = steer.info().map_err(|e| KernelError::Load(chain(&e)))?.id();
+        let pins = mend::pinned([tenants_pin, outcomes_pin])?;
         let attach_type = match KernelVersion::current() {
             Ok(version) if version >= TCX_SINCE => AttachType::Tcx,
             _ => AttachType::Clsact,
@@ -143,8 +147,9 @@ impl EbpfKernel {
             programs: Mutex::new(programs),
             tenants,
             outcomes,
-            pinned,
-            hooked: Mutex::default(),
+            pins,
+            steer_id,
+            cgroup: Mutex::default(),
             lookups: Mutex::default(),
         })
     }
@@ -258,19 +263,26 @@ impl Kernel for EbpfKernel {
         };
         match attachment.attach_type {
             AttachType::Tcx => {
-                let ours = {
-                    let mut programs = lock(&self.programs);
-                    let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
-                    steer.info().map_err(|e| error(chain(&e)))?.id()
-                };
                 let (_, programs) = SchedClassifier::query_tcx(&device.name, TcAttachType::Ingress)
                     .map_err(|e| error(chain(&e)))?;
-                Ok(programs.iter().any(|program| program.id() == ours))
+                Ok(programs.iter().any(|program| program.id() == self.steer_id))
             }
             AttachType::Clsact => {
                 netlink::has_filter(device.index, names::STEER).map_err(|e| error(e.to_string()))
             }
         }
+    }
+
+    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
+        match attachment.attach_type {
+            AttachType::Clsact => true,
+            AttachType::Tcx => adopt::link_at(&self.link_pin(cookie, &attachment.device))
+                .is_some_and(|link| link.is_attached && link.program == self.steer_id),
+        }
+    }
+
+    fn mend(&self) -> Result<Vec<Repair>, KernelError> {
+        self.mend_shared()
     }
 
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
@@ -351,20 +363,6 @@ impl Kernel for EbpfKernel {
         self.tenants.foreign()
     }
 
-    fn reclaim(&self) {
-        for (path, map) in &self.pinned {
-            if let Err(error) = adopt::repin(map, path) {
-                warn!(%error, "cannot pin a map again");
-            }
-        }
-        let hooked = lock(&self.hooked).clone();
-        if let Some(cgroup) = hooked
-            && let Err(error) = self.attach_cgroup_hooks(&cgroup)
-        {
-            warn!(%error, "cannot attach the connect hooks again");
-        }
-    }
-
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
         Outcome::ALL
             .iter()
@@ -377,12 +375,6 @@ impl Kernel for EbpfKernel {
             })
             .collect()
     }
-}
-
-/// A pinned map, opened once more.
-fn pinned(path: PathBuf) -> Result<(PathBuf, MapData), KernelError> {
-    let map = MapData::from_pin(&path).map_err(|e| KernelError::Load(chain(&e)))?;
-    Ok((path, map))
 }
 
 /// The values behind the object's globals, kept alive while the loader borrows them.

@@ -4,7 +4,7 @@ use std::io;
 
 use tracing::warn;
 
-use super::{Entry, Giving, Registry, Verdict};
+use super::{Entry, Giving, HandOver, Registry};
 use crate::{
     kernel::NetnsCookie,
     netns::NetnsId,
@@ -32,11 +32,11 @@ impl Registry {
                 return;
             }
         }
-        if giving.verdict.await == Ok(Verdict::Taken) {
+        if giving.outcome.await == Ok(HandOver::Taken) {
             self.leave();
         } else {
             // A successor that failed may have changed what is ours.
-            self.kernel.reclaim();
+            self.mend();
             self.dirty.extend(self.entries.keys());
         }
     }

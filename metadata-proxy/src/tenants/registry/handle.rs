@@ -4,8 +4,11 @@ use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::{Declaration, Provider, Settings};
-use crate::{admin::api::TenantStatus, identity::Tenant, netns::NetnsId, takeover::Handed};
+use super::super::{Declaration, Provider, Settings, Verdict};
+use crate::{
+    admin::api::TenantStatus, config::AuditConfig, identity::Tenant, netns::NetnsId,
+    takeover::Handed,
+};
 
 /// Why a tenant could not be added by hand.
 #[derive(Debug, thiserror::Error)]
@@ -30,16 +33,19 @@ pub enum Command {
     PathChanged(PathBuf),
     /// Something changed inside a namespace.
     Changed(NetnsId),
-    /// Look whether everything is as it should be.
-    Audit,
+    /// A scan is over: look whether everything is as it should be.
+    Scanned,
+    /// What became of our own connections.
+    Audited(Vec<Verdict>),
     /// The first scan is over. Answered once every tenant declared before was tried.
     Settled(oneshot::Sender<()>),
     /// Forget what an earlier process left and this one has no use for.
     ForgetEarlier,
     /// A successor takes over: tell everything, and change nothing until it has, or has failed.
     Give(Giving),
-    /// Use these settings from now on. Answered once every tenant has them.
-    Reconfigure(Arc<Settings>, oneshot::Sender<()>),
+    /// Use these settings from now on, and audit so often. Answered once every tenant has
+    /// them.
+    Reconfigure(Arc<Settings>, AuditConfig, oneshot::Sender<()>),
     /// Tell how every tenant is doing.
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
@@ -54,7 +60,7 @@ pub enum Command {
 
 /// How a hand-over went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HandOver {
     /// The successor serves everything.
     Taken,
     /// It does not; go on.
@@ -66,7 +72,7 @@ pub struct Giving {
     /// Where everything is told.
     pub tell: oneshot::Sender<Vec<Handed>>,
     /// How it went; a dropped sender means that it failed.
-    pub verdict: oneshot::Receiver<Verdict>,
+    pub outcome: oneshot::Receiver<HandOver>,
 }
 
 /// Sends commands to the registry.
@@ -99,9 +105,9 @@ impl RegistryHandle {
     }
 
     /// Puts settings in force, and waits until every tenant has them.
-    pub async fn reconfigure(&self, settings: Arc<Settings>) {
+    pub async fn reconfigure(&self, settings: Arc<Settings>, audit: AuditConfig) {
         let (done, is_done) = oneshot::channel();
-        self.send(Command::Reconfigure(settings, done)).await;
+        self.send(Command::Reconfigure(settings, audit, done)).await;
         let _ = is_done.await;
     }
 

@@ -3,6 +3,7 @@
 //! Commands are worked off one at a time, so no two of them ever act on the same namespace at once.
 //! A tenant that fails waits for its retry and holds up no other.
 
+mod audit;
 mod giving;
 mod handle;
 mod serving;
@@ -16,20 +17,23 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Instant, SystemTime},
 };
 
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
 use tracing::debug;
 
-pub use self::handle::{AddError, Command, Giving, RegistryHandle, Verdict};
+use self::audit::Audit;
+pub use self::handle::{AddError, Command, Giving, HandOver, RegistryHandle};
 use super::{
-    Backoff, Counters, Declaration, KeptListeners, Phase, Provider, Service, Settings, Source,
+    Backoff, Counters, Declaration, Fault, KeptListeners, Phase, Probes, Provider, Repairs,
+    Service, Settings, Source,
     life::Life,
     place::{self, Place},
 };
 use crate::{
     admin::api::TenantStatus,
+    config::AuditConfig,
     identity::Tenant,
     kernel::{Engine, Kernel, NetnsCookie},
     netns::{NetnsId, NetnsThread},
@@ -39,10 +43,10 @@ use crate::{
 
 /// Commands that wait; a provider that sends more waits itself.
 const INBOX: usize = 1024;
-/// Every namespace is audited within this many audits.
-const AUDIT_ROUNDS: usize = 64;
-/// As many namespaces as one audit looks at in any case.
-const AUDIT_LEAST: usize = 16;
+/// Every namespace is looked into within this many scans.
+const LOOK_ROUNDS: usize = 64;
+/// As many namespaces as are looked into after one scan in any case.
+const LOOK_LEAST: usize = 16;
 
 /// Called with the cookies of the namespaces served after the first scan.
 pub type OnSettled = Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>;
@@ -63,8 +67,11 @@ pub struct Registry {
     backoff: Backoff,
     entries: HashMap<NetnsId, Entry>,
     dirty: HashSet<NetnsId>,
-    /// Those whose turn in the audit is still to come.
-    unaudited: VecDeque<NetnsId>,
+    /// Those whose turn to be looked into is still to come.
+    unseen: VecDeque<NetnsId>,
+    audit: Audit,
+    probes: Arc<Probes>,
+    repairs: Repairs,
     /// Whether some namespace changed and the inbox was too full to be told which.
     missed: Arc<AtomicBool>,
     is_quiet: bool,
@@ -97,6 +104,12 @@ pub struct RegistryParts {
     pub own_cookie: NetnsCookie,
     /// How long to wait after failures.
     pub backoff: Backoff,
+    /// How often tenants are audited.
+    pub audit: AuditConfig,
+    /// Our own connections, as the workers know them.
+    pub probes: Arc<Probes>,
+    /// Counts what is put back.
+    pub repairs: Repairs,
     /// Called once with the namespaces served after the first scan.
     pub on_settled: OnSettled,
     /// Sockets that were open before.
@@ -120,6 +133,14 @@ struct Served {
     /// A way back into the namespace that needs no path; does not keep more alive than the listener.
     handle: OwnedFd,
     watcher: JoinHandle<()>,
+    /// When the audit last looked at it, or it was brought up.
+    looked_at: Instant,
+    /// When the audit last connected to it.
+    connected: Option<Instant>,
+    /// When its service was last proved by a connection.
+    proved: Option<SystemTime>,
+    /// What the last audit found wrong.
+    fault: Option<Fault>,
 }
 
 impl Entry {
@@ -148,7 +169,10 @@ impl Registry {
             backoff: parts.backoff,
             entries: HashMap::new(),
             dirty: HashSet::new(),
-            unaudited: VecDeque::new(),
+            unseen: VecDeque::new(),
+            audit: Audit::new(parts.audit),
+            probes: parts.probes,
+            repairs: parts.repairs,
             missed: Arc::default(),
             is_quiet: false,
             commands,
@@ -164,8 +188,8 @@ impl Registry {
     /// Works until [`Command::Shutdown`].
     pub async fn run(mut self) {
         loop {
-            let retry = self.next_retry();
-            let wake = retry.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+            let audit = self.audit.next();
+            let wake = self.next_retry().map_or(audit, |retry| retry.min(audit));
             if self.missed.swap(false, Ordering::Relaxed) {
                 // Which namespaces changed is not known any more.
                 self.dirty.extend(self.entries.keys());
@@ -182,7 +206,12 @@ impl Registry {
                     None => return,
                 },
                 () = std::future::ready(()), if !self.dirty.is_empty() => self.converge_dirty().await,
-                () = sleep_until(wake.into()) => self.retry().await,
+                () = sleep_until(wake.into()) => {
+                    self.retry().await;
+                    if Instant::now() >= audit {
+                        self.audit().await;
+                    }
+                }
             }
         }
     }
@@ -203,10 +232,11 @@ impl Registry {
             Command::Changed(netns) => {
                 self.dirty.insert(netns);
             }
-            Command::Audit => {
+            Command::Scanned => {
                 self.withdraw_stale(None).await;
-                self.audit();
+                self.look_on();
             }
+            Command::Audited(verdicts) => self.judge(verdicts),
             Command::Settled(done) => {
                 self.converge_dirty().await;
                 let _ = done.send(());
@@ -221,7 +251,8 @@ impl Registry {
                 self.leave();
                 let _ = done.send(());
             }
-            Command::Reconfigure(settings, done) => {
+            Command::Reconfigure(settings, audit, done) => {
+                self.audit.set_periods(audit);
                 self.reconfigure(settings);
                 let _ = done.send(());
             }
@@ -240,15 +271,15 @@ impl Registry {
         }
     }
 
-    /// Has the next few namespaces looked at, in turn: what changes in one is told by netlink, so
-    /// that the audit need not be quick, and on a node with many tenants it would be dear.
-    fn audit(&mut self) {
-        if self.unaudited.is_empty() {
-            self.unaudited.extend(self.entries.keys());
+    /// Has the next few namespaces looked into, in turn: what changes in one is told by netlink, so
+    /// that this need not be quick, and on a node with many tenants it would be dear.
+    fn look_on(&mut self) {
+        if self.unseen.is_empty() {
+            self.unseen.extend(self.entries.keys());
         }
-        let share = self.entries.len().div_ceil(AUDIT_ROUNDS).max(AUDIT_LEAST);
-        let share = share.min(self.unaudited.len());
-        self.dirty.extend(self.unaudited.drain(..share));
+        let share = self.entries.len().div_ceil(LOOK_ROUNDS).max(LOOK_LEAST);
+        let share = share.min(self.unseen.len());
+        self.dirty.extend(self.unseen.drain(..share));
     }
 
     async fn remove(&mut self, tenant: Tenant) -> Option<bool> {

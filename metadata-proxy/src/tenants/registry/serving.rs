@@ -11,11 +11,11 @@ use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
 use crate::{
-    kernel::Kernel,
+    kernel::{Kernel, Repair},
     netns::{Netns, NetnsError, NetnsId, NetnsThread},
     tenants::{
-        Counters, Declaration, Phase, Plan, Provider, Service, Settings,
-        place::{self, Opened, Place, PlaceError},
+        Counters, Declaration, Fault, Phase, Plan, Provider, Repairs, Service, Settings,
+        place::{self, Converged, Opened, Place, PlaceError},
     },
 };
 
@@ -194,6 +194,10 @@ impl Registry {
             place,
             handle,
             watcher,
+            looked_at: Instant::now(),
+            connected: None,
+            proved: None,
+            fault: None,
         })
     }
 
@@ -240,9 +244,16 @@ impl Registry {
     }
 
     /// Looks at one namespace and puts right what is not as it should be.
-    async fn converge(&mut self, netns: NetnsId) {
+    pub(super) async fn converge(&mut self, netns: NetnsId) {
         if self.is_quiet {
             return;
+        }
+        let is_deaf = |entry: &super::Entry| {
+            let served = entry.served.as_ref();
+            served.is_some_and(|served| served.service.has_lost_listener())
+        };
+        if self.entries.get(&netns).is_some_and(is_deaf) {
+            return self.listen_anew(netns).await;
         }
         let Some(entry) = self.entries.get_mut(&netns) else {
             return;
@@ -276,11 +287,22 @@ impl Registry {
                 served.place = place;
                 served.service.set_may_forward(served.place.may_forward);
                 match outcome {
-                    Ok(converged) => {
-                        if converged.mended > 0 {
-                            let mended = converged.mended;
-                            info!(tenant = %declaration.tenant, mended, "namespace put right");
-                        }
+                    Ok(mut converged) => {
+                        served.fault = match redeclare(&*self.kernel, &declaration, &served.place) {
+                            Ok(repairs) => {
+                                converged.repairs.extend(repairs);
+                                served
+                                    .fault
+                                    .filter(|fault| !matches!(fault, Fault::Steering(_)))
+                            }
+                            Err(fault) => {
+                                if served.fault.as_ref() != Some(&fault) {
+                                    error!(tenant = %declaration.tenant, %fault, "guests are refused");
+                                }
+                                Some(fault)
+                            }
+                        };
+                        tell(&self.repairs, &declaration, &converged);
                         let service = &served.service;
                         self.store
                             .keep(service.tenant, service.cookie, &converged.listeners);
@@ -289,7 +311,11 @@ impl Registry {
                         }
                     }
                     Err(error) => {
-                        warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
+                        let fault = Fault::Steering(error.to_string());
+                        if served.fault.as_ref() != Some(&fault) {
+                            warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
+                        }
+                        served.fault = Some(fault);
                     }
                 }
                 entry.served = Some(served);
@@ -302,6 +328,54 @@ impl Registry {
                 entry.life.failed(error.to_string(), Instant::now());
             }
         }
+    }
+}
+
+impl Registry {
+    /// Serves a tenant anew whose listener somebody has destroyed.
+    async fn listen_anew(&mut self, netns: NetnsId) {
+        self.repairs.count(Repair::Listener);
+        let entry = self.entries.get(&netns);
+        if let Some(declaration) = entry.and_then(super::Entry::declaration) {
+            warn!(tenant = %declaration.tenant, what = Repair::Listener.label(),
+                "somebody took away what is ours; it is put back");
+        }
+        self.take_down(netns).await;
+        self.bring_up(netns).await;
+    }
+}
+
+/// Declares a tenant to the kernel again, if its entry is gone. What is not ours stays as it is.
+fn redeclare(
+    kernel: &dyn Kernel,
+    declaration: &Declaration,
+    place: &Place,
+) -> Result<Option<Repair>, Fault> {
+    if declaration.provider == Provider::Map {
+        return Ok(None);
+    }
+    match kernel.tenant(place.cookie) {
+        Ok(Some(tenant)) if tenant == declaration.tenant => Ok(None),
+        // No guest is served meanwhile: no entry, or another one, proves nobody.
+        _ => kernel
+            .declare(place.cookie, declaration.tenant)
+            .map(|()| Some(Repair::Entry))
+            .map_err(|error| Fault::Steering(error.to_string())),
+    }
+}
+
+/// Counts and logs, once, what was put back.
+fn tell(counters: &Repairs, declaration: &Declaration, converged: &Converged) {
+    let Converged { added, repairs, .. } = converged;
+    for repair in repairs {
+        counters.count(*repair);
+    }
+    if !repairs.is_empty() {
+        let what: Vec<_> = repairs.iter().map(|repair| repair.label()).collect();
+        warn!(tenant = %declaration.tenant, what = what.join(", "),
+            "somebody took away what is ours; it is put back");
+    } else if *added > 0 {
+        info!(tenant = %declaration.tenant, added, "namespace changed");
     }
 }
 

@@ -39,6 +39,15 @@ pub(super) fn status(netns: NetnsId, entry: &Entry, port: u16) -> Option<TenantS
         provider: declaration.provider.label().to_owned(),
         state,
         reason,
+        fault: entry
+            .served
+            .as_ref()
+            .and_then(|served| Some(served.fault.as_ref()?.to_string())),
+        proved_unix: entry
+            .served
+            .as_ref()
+            .and_then(|served| served.proved?.duration_since(UNIX_EPOCH).ok())
+            .map(|since| since.as_secs()),
         attempts: entry.life.failures().into(),
         since_unix: since.as_secs(),
         listener: entry.served.as_ref().map(|_| format!("[::]:{port}")),

@@ -1,7 +1,9 @@
 //! The drills, a file for each.
 
+mod asking;
 mod crash;
 mod crowd;
+mod repair;
 mod upgrade;
 
 use anyhow::Result;
@@ -23,4 +25,5 @@ pub(crate) struct Drill {
 pub(crate) const DRILLS: &[Drill] = &[
     Drill { name: "upgrade", promise: "a new process takes over, and no request fails and no connection is reset", run: upgrade::run },
     Drill { name: "crash", promise: "a crash loses only what was in flight: everybody is served within a second of the start", run: crash::run },
+    Drill { name: "repair", promise: "what somebody takes away is noticed, put back, counted and told once", run: repair::run },
 ];

@@ -1,0 +1,62 @@
+//! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup.
+
+use std::path::PathBuf;
+
+use aya::{maps::MapData, programs::CgroupSockAddr};
+
+use super::{CGROUP_HOOKS, EbpfKernel, chain, lock, program};
+use crate::kernel::{KernelError, Repair, adopt, mounts};
+
+/// Opens the maps that were just pinned, so that they can be pinned again.
+pub(super) fn pinned(paths: [PathBuf; 2]) -> Result<[(PathBuf, MapData); 2], KernelError> {
+    let open = |path: &PathBuf| MapData::from_pin(path).map_err(|e| KernelError::Load(chain(&e)));
+    let [first, second] = paths;
+    let maps = (open(&first)?, open(&second)?);
+    Ok([(first, maps.0), (second, maps.1)])
+}
+
+impl EbpfKernel {
+    pub(super) fn mend_shared(&self) -> Result<Vec<Repair>, KernelError> {
+        let mut repairs = Vec::new();
+        if !self.options.bpffs_dir.is_dir() || mounts::is_off_bpffs(&self.options.bpffs_dir) {
+            mounts::ensure_bpffs(&self.options.bpffs_dir)?;
+            repairs.push(Repair::Bpffs);
+        }
+        for (path, map) in &self.pins {
+            let id = |map: &MapData| map.info().map(|info| info.id()).ok();
+            let is_there = MapData::from_pin(path).is_ok_and(|there| id(&there) == id(map));
+            if !is_there {
+                adopt::unpin(path);
+                map.pin(path).map_err(|e| KernelError::Load(chain(&e)))?;
+                repairs.push(Repair::Map);
+            }
+        }
+        if self.are_hooks_off()? {
+            let cgroup = lock(&self.cgroup).clone();
+            if let Some(cgroup) = cgroup {
+                self.attach_cgroup_hooks(&cgroup)?;
+                repairs.push(Repair::Hook);
+            }
+        }
+        Ok(repairs)
+    }
+
+    /// Whether one of the hooks is attached no more. Then all are attached anew: an address is only
+    /// rewritten while it can be restored.
+    fn are_hooks_off(&self) -> Result<bool, KernelError> {
+        if lock(&self.cgroup).is_none() {
+            return Ok(false);
+        }
+        let mut programs = lock(&self.programs);
+        for name in CGROUP_HOOKS {
+            let hook: &mut CgroupSockAddr = program(&mut programs, name)?;
+            let ours = hook.info().map(|info| info.id()).ok();
+            let is_on = adopt::link_at(&self.cgroup_pin(name))
+                .is_some_and(|link| link.is_attached && Some(link.program) == ours);
+            if !is_on {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,260 @@
+//! Makes sure, within a period, that every tenant is served: netlink does not tell everything.
+//!
+//! Each tenant is looked at once in a period, a share of them at a time, so that a node with a
+//! thousand is never busy with it; and once in a longer period its service is proved by a connection.
+//! What netlink tells is repaired at once and not looked for here.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use tracing::{error, info, warn};
+
+use super::{Command, Registry, Served};
+use crate::{
+    config::AuditConfig,
+    kernel::Repair,
+    netns::{Netns, NetnsId},
+    tenants::{
+        Fault, Provider, Verdict,
+        probe::{self, Target},
+    },
+};
+
+/// Into how many shares a period is divided.
+const SHARES: u32 = 16;
+
+/// When which part of the audit is due.
+pub(super) struct Audit {
+    periods: AuditConfig,
+    next: Instant,
+    /// What all tenants share and could not be put back.
+    fault: Option<String>,
+}
+
+impl Audit {
+    pub(super) fn new(periods: AuditConfig) -> Self {
+        Self {
+            periods,
+            next: Instant::now() + periods.interval / SHARES,
+            fault: None,
+        }
+    }
+
+    pub(super) const fn next(&self) -> Instant {
+        self.next
+    }
+
+    pub(super) const fn set_periods(&mut self, periods: AuditConfig) {
+        self.periods = periods;
+    }
+}
+
+impl Registry {
+    /// Audits the next share of the tenants, those first that wait longest.
+    pub(super) async fn audit(&mut self) {
+        let now = Instant::now();
+        let periods = self.audit.periods;
+        let step = periods.interval / SHARES;
+        self.audit.next = now + step;
+        if self.is_quiet {
+            return;
+        }
+        self.mend();
+        // A little early rather than late: the share after this one comes a step later. And one share
+        // fewer than there are steps, so that a busy step can be made up for.
+        let due_since = periods.interval.saturating_sub(step);
+        let share = self.entries.len().div_ceil(SHARES as usize - 1);
+        let due = self.oldest(share, |served| {
+            (now.duration_since(served.looked_at) >= due_since).then_some(served.looked_at)
+        });
+        let mut doubtful = Vec::new();
+        for netns in due {
+            let is_whole = self.is_whole(netns);
+            if !is_whole {
+                self.converge(netns).await;
+            }
+            let entry = self.entries.get_mut(&netns);
+            if let Some(served) = entry.and_then(|entry| entry.served.as_mut()) {
+                served.looked_at = now;
+                if !is_whole || served.fault.is_some() {
+                    doubtful.push(netns);
+                }
+            }
+        }
+        // Connections are dear: those whose turn it is go at an even pace.
+        let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
+        let steps = usize::try_from(steps).unwrap_or(usize::MAX).max(1);
+        let share = self.entries.len().div_ceil(steps);
+        let connect_since = periods.connect_interval.saturating_sub(step);
+        let mut targets = self.oldest(share, |served| match served.connected {
+            // Before all others.
+            None => Some(
+                served
+                    .looked_at
+                    .checked_sub(periods.connect_interval)
+                    .unwrap_or(now),
+            ),
+            Some(at) => (now.duration_since(at) >= connect_since).then_some(at),
+        });
+        targets.extend(doubtful);
+        targets.sort_unstable();
+        targets.dedup();
+        let targets = targets
+            .into_iter()
+            .filter_map(|netns| self.target(netns, now))
+            .collect();
+        self.prove(targets).await;
+    }
+
+    /// Those of the tenants in service for which `since` gives a moment, the earliest first, and no
+    /// more than so many.
+    fn oldest(&self, most: usize, since: impl Fn(&Served) -> Option<Instant>) -> Vec<NetnsId> {
+        let mut due: Vec<(Instant, NetnsId)> = self
+            .entries
+            .iter()
+            .filter_map(|(netns, entry)| Some((since(entry.served.as_ref()?)?, *netns)))
+            .collect();
+        if due.len() > most {
+            due.select_nth_unstable(most);
+            due.truncate(most);
+        }
+        due.into_iter().map(|(_, netns)| netns).collect()
+    }
+
+    /// Puts back what all tenants share; each thing that cannot be is logged once.
+    pub(super) fn mend(&mut self) {
+        match self.kernel.mend() {
+            Ok(repairs) => {
+                for repair in &repairs {
+                    self.repairs.count(*repair);
+                }
+                if !repairs.is_empty() {
+                    let what: Vec<_> = repairs.iter().map(|repair| repair.label()).collect();
+                    warn!(
+                        what = what.join(", "),
+                        "somebody took away what all tenants share; it is put back"
+                    );
+                    if repairs.contains(&Repair::Bpffs) {
+                        // With the directory went every link that was pinned in it.
+                        self.dirty.extend(self.entries.keys());
+                    }
+                }
+                self.audit.fault = None;
+            }
+            Err(fault) => {
+                let fault = fault.to_string();
+                if self.audit.fault.as_ref() != Some(&fault) {
+                    error!(
+                        error = fault,
+                        "what all tenants share cannot be put back; it is tried again"
+                    );
+                }
+                self.audit.fault = Some(fault);
+            }
+        }
+    }
+
+    /// Whether all is there that can be seen from outside a namespace.
+    fn is_whole(&self, netns: NetnsId) -> bool {
+        let Some(entry) = self.entries.get(&netns) else {
+            return true;
+        };
+        let (Some(served), Some(declaration)) = (&entry.served, entry.declaration()) else {
+            return true;
+        };
+        let place = &served.place;
+        // What somebody else wrote is theirs to take back.
+        let is_declared = declaration.provider == Provider::Map
+            || matches!(self.kernel.tenant(place.cookie), Ok(Some(tenant)) if tenant == declaration.tenant);
+        is_declared
+            && place.refused.is_empty()
+            && !served.service.has_lost_listener()
+            && place
+                .attachments
+                .values()
+                .all(|attachment| self.kernel.is_intact(place.cookie, attachment))
+    }
+
+    fn target(&mut self, netns: NetnsId, now: Instant) -> Option<(Target, Netns)> {
+        let served = self.entries.get_mut(&netns)?.served.as_mut()?;
+        served.connected = Some(now);
+        let target = Target {
+            netns,
+            cookie: served.place.cookie,
+            port: self.port,
+        };
+        // Without a way in it will be found gone by who watches for that.
+        Netns::of_socket(&served.handle)
+            .ok()
+            .map(|namespace| (target, namespace))
+    }
+
+    /// Connects from inside each namespace; what comes of it is told to the registry later, so that
+    /// nobody who does not answer keeps it.
+    async fn prove(&self, targets: Vec<(Target, Netns)>) {
+        if targets.is_empty() {
+            return;
+        }
+        let probes = Arc::clone(&self.probes);
+        let (sender, inbox) = tokio::sync::mpsc::unbounded_channel();
+        let work = {
+            let probes = Arc::clone(&probes);
+            move |target: Target| probe::send(&probes, target, &sender)
+        };
+        let sent = match self.netns.run_each(targets, work).await {
+            Ok(sent) => sent,
+            Err(error) => {
+                warn!(%error, "tenants are not audited");
+                return;
+            }
+        };
+        let mut open = Vec::with_capacity(sent.len());
+        let mut failed: Vec<Verdict> = Vec::new();
+        for (target, result) in sent {
+            match result {
+                Ok(Ok(probe)) => open.push((target.netns, probe)),
+                Ok(Err(fault)) => failed.push((target.netns, Err(fault))),
+                Err(error) => {
+                    failed.push((target.netns, Err(Fault::NotTried(error.to_string()))));
+                }
+            }
+        }
+        let registry = self.sender.clone();
+        tokio::spawn(async move {
+            let mut verdicts = probe::verdicts(&probes, open, inbox).await;
+            verdicts.append(&mut failed);
+            // A registry that has ended wants to know nothing.
+            let _ = registry.send(Command::Audited(verdicts)).await;
+        });
+    }
+
+    /// Notes what the audit found, and has what is wrong put right.
+    pub(super) fn judge(&mut self, verdicts: Vec<Verdict>) {
+        for (netns, verdict) in verdicts {
+            let Some(entry) = self.entries.get_mut(&netns) else {
+                continue;
+            };
+            let tenant = entry.declaration().map(|declaration| declaration.tenant);
+            let (Some(served), Some(tenant)) = (&mut entry.served, tenant) else {
+                continue;
+            };
+            match verdict {
+                Ok(()) => {
+                    served.proved = Some(SystemTime::now());
+                    if served.fault.take().is_some() {
+                        info!(%tenant, "service is proved again");
+                    }
+                }
+                Err(fault) => {
+                    if served.fault.as_ref() != Some(&fault) {
+                        warn!(%tenant, %fault, "service is not proved");
+                    }
+                    served.fault = Some(fault);
+                    self.dirty.insert(netns);
+                }
+            }
+        }
+    }
+}
