@@ -9,18 +9,22 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{control::watch_process, registrations};
 use crate::{
     admin::api::{TenantState, TenantStatus},
+    admission::rate::WindowRecord,
     config::Config,
     kernel::{Engine, NetnsCookie},
     netns::NetnsId,
     serve,
     service_manager::{FdStore, Returned},
-    takeover::{Begun, Committed, Handed, HandedDeclaration, OfferedNode, Received},
-    tenants::{Declaration, KeptListeners, Provider, RegistryHandle, Source},
+    takeover::{Begun, Committed, Handed, HandedDeclaration, OfferedNode, Received, State},
+    tenants::{
+        Command, Declaration, Giving, KeptListeners, Provider, RegistryHandle, Source, Verdict,
+    },
 };
 
 /// What there is to begin with.
@@ -33,6 +37,7 @@ pub(super) struct Beginning {
     /// Namespaces that a predecessor serves.
     served: HashMap<NetnsId, String>,
     declarations: Vec<(NetnsId, HandedDeclaration)>,
+    windows: Vec<WindowRecord>,
     /// By which names the service manager keeps listeners.
     stored: HashMap<NetnsCookie, crate::service_manager::Stored>,
 }
@@ -51,13 +56,27 @@ impl Beginning {
                 }
             }
         }
+        match returned.state.map(State::read) {
+            Some(Ok(state)) => {
+                beginning.windows = state.windows;
+                beginning.with_declared(state.tenants);
+            }
+            Some(Err(error)) => warn!(%error, "what was left for this process is of no use"),
+            None => {}
+        }
         beginning
     }
 
+    /// Goes on with the limiter's windows.
+    pub(super) fn resume(&mut self, serving: &serve::Node) {
+        let windows = std::mem::take(&mut self.windows);
+        serving.rates.resume(&windows, Instant::now());
+    }
+
     /// With what a predecessor hands over.
-    pub(super) fn with_handed(&mut self, tenants: Vec<Handed>) -> anyhow::Result<()> {
+    pub(super) fn with_handed(&mut self, mut tenants: Vec<Handed>) -> anyhow::Result<()> {
         info!(namespaces = tenants.len(), "taking over");
-        for tenant in tenants {
+        for tenant in &mut tenants {
             if !tenant.listeners.is_empty() {
                 self.served.insert(
                     tenant.netns,
@@ -71,10 +90,17 @@ impl Beginning {
                     },
                 );
             }
-            for listener in tenant.listeners {
+            for listener in tenant.listeners.drain(..) {
                 let kept = self.kept.keep(listener, tenant.cookie);
                 kept.with_context(|| format!("a listener of {} is of no use", tenant.tenant))?;
             }
+        }
+        self.with_declared(tenants);
+        Ok(())
+    }
+
+    fn with_declared(&mut self, tenants: Vec<Handed>) {
+        for tenant in tenants {
             if tenant.is_suspended {
                 self.suspended.insert(tenant.netns);
             }
@@ -82,7 +108,6 @@ impl Beginning {
             self.declarations
                 .extend(declarations.map(|declaration| (tenant.netns, declaration)));
         }
-        Ok(())
     }
 
     /// Declares what no look at the node would find. Returns what stand-ins have registered.
@@ -187,6 +212,24 @@ pub(super) fn check_fits(
         );
     }
     Ok(())
+}
+
+/// What the next process cannot find out, for the service manager to keep until it begins. From then
+/// on nothing on the node is changed here.
+pub(super) async fn left(registry: &RegistryHandle, serving: &serve::Node) -> State {
+    let (tell, told) = oneshot::channel();
+    let (verdict, heard) = oneshot::channel();
+    let giving = Giving {
+        tell,
+        verdict: heard,
+    };
+    registry.send(Command::Give(giving)).await;
+    let tenants = told.await.unwrap_or_default();
+    let _ = verdict.send(Verdict::Taken);
+    State {
+        tenants,
+        windows: serving.rates.windows(Instant::now()),
+    }
 }
 
 /// Asks for everything, on a thread that may wait.

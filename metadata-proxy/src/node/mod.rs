@@ -218,6 +218,8 @@ impl Running {
             Metrics::new(&mut metrics_registry),
             ends.clone(),
         ));
+        beginning.resume(&node);
+        store.forget_state();
         // Whoever connects before it is cancelled waits in the listener.
         let accepting = CancellationToken::new();
         let (workers, threads) = Workers::start(worker_count(&config), &node, &accepting)
@@ -407,9 +409,13 @@ impl Running {
             _ => self.manager.tell(&[NotifyState::Stopping]),
         }
         self.ends.leaving.cancel();
-        let (left, is_left) = oneshot::channel();
-        self.registry.send(Command::Leave(left)).await;
-        let _ = is_left.await;
+        if successor.is_none() {
+            let left = beginning::left(&self.registry, &self.node).await;
+            match left.write() {
+                Ok(state) => self.store.keep_state(&state),
+                Err(error) => warn!(%error, "the next process will not know of all"),
+            }
+        }
         self.sockets_stop.stop.cancel();
         self.drain().await;
         self.finish().await;

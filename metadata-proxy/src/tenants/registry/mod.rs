@@ -217,10 +217,6 @@ impl Registry {
                 }
             }
             Command::Give(giving) => self.give(giving).await,
-            Command::Leave(done) => {
-                self.leave();
-                let _ = done.send(());
-            }
             Command::Reconfigure(settings, done) => {
                 self.reconfigure(settings);
                 let _ = done.send(());
