@@ -18,6 +18,7 @@ use metadata_proxy_tests::{
     stage::traces_on_node,
     tenant_map,
 };
+use nix::sys::signal::Signal;
 
 use super::crowd::{self, Load};
 use crate::{figures::Figures, plan::Plan};
@@ -25,7 +26,7 @@ use crate::{figures::Figures, plan::Plan};
 /// Within what every tenant is to be served again.
 const PROMISE: Duration = Duration::from_secs(1);
 /// When the drill gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(3);
 const MAPS: [&str; 2] = ["TENANTS", "OUTCOMES"];
 
 /// What a killed process leaves for the next one.
@@ -52,8 +53,10 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
             .upstream_agent(upstream.socket())
             .set("log.level", "\"info\"")
     };
-    let mut agent = builder().start()?;
-    agent.wait_served(&tenants[count - 1])?;
+    let mut agent = builder().start_unready()?;
+    // The kernel takes its time to attach to a device for the first time.
+    crowd::until_all_answered(&tenants, Instant::now(), PATIENCE)?;
+    agent.wait_ready()?;
     let expected = entries(&node)?;
     ensure!(
         expected == count,
@@ -61,10 +64,11 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
     );
 
     let all = [Left::AsItWas, Left::OtherSizes, Left::OlderVersion];
-    figures.note("crashes", crashes);
     figures.note("tenants, guests", format!("{count}, {guests}"));
     let mut slowest = Duration::ZERO;
-    for crash in 0..crashes {
+    let (began, length) = (Instant::now(), plan.length(Duration::ZERO, Duration::ZERO));
+    let mut crash = 0;
+    while crash < crashes || began.elapsed() < length {
         let left = all[crash % all.len()];
         let told = crash_once(&mut agent, &builder, &node, (&tenants, guests), left)?;
         let last = told.took[told.took.len() - 1];
@@ -86,9 +90,11 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
             entries(&node)? == count,
             "the map has other entries than there are tenants",
         );
+        crash += 1;
     }
     figures.note("slowest", format!("{slowest:.0?}"));
-    agent.stop()?;
+    agent.signal(Signal::SIGTERM)?;
+    agent.wait(PATIENCE)?;
     let traces = traces_on_node(&node);
     figures.demand(traces.is_empty(), format!("left on the node: {traces:?}"));
     Ok(figures)
@@ -124,7 +130,7 @@ fn crash_once(
     let seen = load.stop()?;
     next.wait_ready()?;
     *agent = next;
-    let later = seen.failed.iter().filter(|failed| failed.asked > served);
+    let later = seen.failed.iter().filter(|asked| **asked > served);
     Ok(Told {
         took,
         asked: seen.tally.asked(),
