@@ -9,10 +9,12 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use tokio::sync::oneshot;
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{control::watch_process, registrations};
+use super::{control::watch_process, registrations, sockets::Sockets};
 use crate::{
     admin::api::{TenantState, TenantStatus},
     admission::rate::WindowRecord,
@@ -238,15 +240,37 @@ pub(super) async fn receive(begun: Begun) -> anyhow::Result<Received> {
 }
 
 /// Says that everything is served here, and goes on with the predecessor's windows.
-pub(super) async fn commit(received: Received, serving: &serve::Node) -> anyhow::Result<Committed> {
+async fn commit(received: Received, serving: &serve::Node) -> anyhow::Result<Committed> {
     let committed = tokio::task::spawn_blocking(move || received.ready()).await??;
     serving.rates.resume(&committed.windows, Instant::now());
     Ok(committed)
 }
 
 /// Says that connections are accepted here.
-pub(super) async fn taken(committed: Committed) -> anyhow::Result<()> {
+async fn taken(committed: Committed) -> anyhow::Result<()> {
     Ok(tokio::task::spawn_blocking(move || committed.taken()).await??)
+}
+
+/// Waits until everything is served here, then accepts in the place of the predecessor.
+pub(super) async fn take_over(
+    received: Received,
+    (beginning, registry, mut is_scanned): (&Beginning, &RegistryHandle, watch::Receiver<bool>),
+    node: &serve::Node,
+    accepting: &CancellationToken,
+    config: &ArcSwap<Config>,
+) -> anyhow::Result<Sockets> {
+    let _ = is_scanned.wait_for(|is_scanned| *is_scanned).await;
+    if let Err(error) = beginning.check_served(&registry.list().await) {
+        received.refuse(&format_args!("{error:#}"));
+        return Err(error);
+    }
+    let before = received.offer.node.clone();
+    let sockets = received.offer.take_sockets();
+    let committed = commit(received, node).await?;
+    accepting.cancel();
+    taken(committed).await?;
+    // Only now: whoever adopts a socket removes its file at the end.
+    Sockets::adopt(sockets?, &before, &config.load())
 }
 
 #[cfg(test)]

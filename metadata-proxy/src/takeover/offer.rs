@@ -22,7 +22,7 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// How long a successor may take to load its programs.
 const LOADING: Duration = Duration::from_secs(30);
 /// How long it may take to have everything served. Nothing is changed on the node meanwhile.
-const SERVING: Duration = Duration::from_secs(60);
+const SERVING: Duration = Duration::from_mins(1);
 /// Windows in one message: one takes less than 400 bytes.
 const WINDOWS_AT_ONCE: usize = 150;
 

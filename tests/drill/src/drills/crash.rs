@@ -16,7 +16,7 @@ use metadata_proxy_tests::{
     agent::{Builder, bpffs_dir},
     process::run as run_program,
     stage::traces_on_node,
-    tenant_map,
+    tenant_map, wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -55,7 +55,9 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
     };
     let mut agent = builder().start_unready()?;
     // The kernel takes its time to attach to a device for the first time.
-    crowd::until_all_answered(&tenants, Instant::now(), PATIENCE)?;
+    wait_until("the first start", PATIENCE, || {
+        entries(&node).is_ok_and(|entries| entries == count)
+    })?;
     agent.wait_ready()?;
     let expected = entries(&node)?;
     ensure!(
