@@ -57,11 +57,13 @@ impl Place {
     }
 
     fn agent(&self) -> Agent {
+        self.builder().start().unwrap()
+    }
+
+    fn builder(&self) -> agent::Builder {
         Agent::builder(&self.node)
             .upstream_agent(self.upstream.socket())
             .set("discovery.neutron", false)
-            .start()
-            .unwrap()
     }
 
     fn tenant(&self, kind: Kind) -> TenantFixture {
@@ -311,4 +313,30 @@ fn real_haproxy() -> PathBuf {
         .output()
         .unwrap();
     PathBuf::from(OsStr::new(String::from_utf8(output.stdout).unwrap().trim()))
+}
+
+#[test]
+fn an_upgrade_of_the_agent_costs_no_guest_an_answer() {
+    let place = Place::new();
+    let mut agent = place.agent();
+    let (tenant, silent) = (place.tenant(Kind::Router), place.tenant(Kind::Network));
+    let (_proxy, stopped) = (place.spawn(&tenant), place.spawn(&silent));
+    // It cannot register with the next agent, and is not to be without service at once all the same.
+    signal(stopped.pid(), Signal::SIGSTOP);
+    let next = place.builder().taking_over().start().unwrap();
+    let mut before = std::mem::replace(&mut agent, next);
+    assert_eq!((asked(&tenant), asked(&silent)), (200, 200));
+    assert!(before.wait(SOON).unwrap().success());
+    assert_eq!((asked(&tenant), asked(&silent)), (200, 200));
+    // Served all the while, by its stand-in's word again; the other one's word is too old by then.
+    wait_until("the end of the silent one's tenant", 2 * SOON, || {
+        assert_eq!(asked(&tenant), 200);
+        serving(&agent) == 1
+    })
+    .unwrap();
+    assert_eq!(asked(&tenant), 200);
+    assert_ne!(asked(&silent), 200);
+    signal(stopped.pid(), Signal::SIGCONT);
+    until_serving(&agent, 2, SOON);
+    assert_eq!(asked(&silent), 200);
 }

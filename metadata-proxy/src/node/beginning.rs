@@ -9,18 +9,24 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{control::watch_process, registrations};
+use super::{control::watch_process, registrations, sockets::Sockets};
 use crate::{
     admin::api::{TenantState, TenantStatus},
+    admission::rate::WindowRecord,
     config::Config,
     kernel::{Engine, NetnsCookie},
     netns::NetnsId,
     serve,
     service_manager::{FdStore, Returned},
-    takeover::{Begun, Committed, Handed, HandedDeclaration, OfferedNode, Received},
-    tenants::{Declaration, KeptListeners, Provider, RegistryHandle, Source},
+    takeover::{Begun, Committed, Handed, HandedDeclaration, OfferedNode, Received, State},
+    tenants::{
+        Command, Declaration, Giving, HandOver, KeptListeners, Provider, RegistryHandle, Source,
+    },
 };
 
 /// What there is to begin with.
@@ -33,6 +39,7 @@ pub(super) struct Beginning {
     /// Namespaces that a predecessor serves.
     served: HashMap<NetnsId, String>,
     declarations: Vec<(NetnsId, HandedDeclaration)>,
+    windows: Vec<WindowRecord>,
     /// By which names the service manager keeps listeners.
     stored: HashMap<NetnsCookie, crate::service_manager::Stored>,
 }
@@ -51,13 +58,27 @@ impl Beginning {
                 }
             }
         }
+        match returned.state.map(State::read) {
+            Some(Ok(state)) => {
+                beginning.windows = state.windows;
+                beginning.with_declared(state.tenants);
+            }
+            Some(Err(error)) => warn!(%error, "what was left for this process is of no use"),
+            None => {}
+        }
         beginning
     }
 
+    /// Goes on with the limiter's windows.
+    pub(super) fn resume(&mut self, serving: &serve::Node) {
+        let windows = std::mem::take(&mut self.windows);
+        serving.rates.resume(&windows, Instant::now());
+    }
+
     /// With what a predecessor hands over.
-    pub(super) fn with_handed(&mut self, tenants: Vec<Handed>) -> anyhow::Result<()> {
+    pub(super) fn with_handed(&mut self, mut tenants: Vec<Handed>) -> anyhow::Result<()> {
         info!(namespaces = tenants.len(), "taking over");
-        for tenant in tenants {
+        for tenant in &mut tenants {
             if !tenant.listeners.is_empty() {
                 self.served.insert(
                     tenant.netns,
@@ -71,10 +92,17 @@ impl Beginning {
                     },
                 );
             }
-            for listener in tenant.listeners {
+            for listener in tenant.listeners.drain(..) {
                 let kept = self.kept.keep(listener, tenant.cookie);
                 kept.with_context(|| format!("a listener of {} is of no use", tenant.tenant))?;
             }
+        }
+        self.with_declared(tenants);
+        Ok(())
+    }
+
+    fn with_declared(&mut self, tenants: Vec<Handed>) {
+        for tenant in tenants {
             if tenant.is_suspended {
                 self.suspended.insert(tenant.netns);
             }
@@ -82,7 +110,6 @@ impl Beginning {
             self.declarations
                 .extend(declarations.map(|declaration| (tenant.netns, declaration)));
         }
-        Ok(())
     }
 
     /// Declares what no look at the node would find. Returns what stand-ins have registered.
@@ -189,21 +216,61 @@ pub(super) fn check_fits(
     Ok(())
 }
 
+/// What the next process cannot find out, for the service manager to keep until it begins. From then
+/// on nothing on the node is changed here.
+pub(super) async fn left(registry: &RegistryHandle, serving: &serve::Node) -> State {
+    let (tell, told) = oneshot::channel();
+    let (outcome, heard) = oneshot::channel();
+    let giving = Giving {
+        tell,
+        outcome: heard,
+    };
+    registry.send(Command::Give(giving)).await;
+    let tenants = told.await.unwrap_or_default();
+    let _ = outcome.send(HandOver::Taken);
+    State {
+        tenants,
+        windows: serving.rates.windows(Instant::now()),
+    }
+}
+
 /// Asks for everything, on a thread that may wait.
 pub(super) async fn receive(begun: Begun) -> anyhow::Result<Received> {
     Ok(tokio::task::spawn_blocking(move || begun.receive()).await??)
 }
 
 /// Says that everything is served here, and goes on with the predecessor's windows.
-pub(super) async fn commit(received: Received, serving: &serve::Node) -> anyhow::Result<Committed> {
+async fn commit(received: Received, serving: &serve::Node) -> anyhow::Result<Committed> {
     let committed = tokio::task::spawn_blocking(move || received.ready()).await??;
     serving.rates.resume(&committed.windows, Instant::now());
     Ok(committed)
 }
 
 /// Says that connections are accepted here.
-pub(super) async fn taken(committed: Committed) -> anyhow::Result<()> {
+async fn taken(committed: Committed) -> anyhow::Result<()> {
     Ok(tokio::task::spawn_blocking(move || committed.taken()).await??)
+}
+
+/// Waits until everything is served here, then accepts in the place of the predecessor.
+pub(super) async fn take_over(
+    received: Received,
+    (beginning, registry, mut is_scanned): (&Beginning, &RegistryHandle, watch::Receiver<bool>),
+    node: &serve::Node,
+    accepting: &CancellationToken,
+    config: &ArcSwap<Config>,
+) -> anyhow::Result<Sockets> {
+    let _ = is_scanned.wait_for(|is_scanned| *is_scanned).await;
+    if let Err(error) = beginning.check_served(&registry.list().await) {
+        received.refuse(&format_args!("{error:#}"));
+        return Err(error);
+    }
+    let before = received.offer.node.clone();
+    let sockets = received.offer.take_sockets();
+    let committed = commit(received, node).await?;
+    accepting.cancel();
+    taken(committed).await?;
+    // Only now: whoever adopts a socket removes its file at the end.
+    Sockets::adopt(sockets?, &before, &config.load())
 }
 
 #[cfg(test)]

@@ -6,9 +6,11 @@
 mod beginning;
 mod confine;
 mod control;
+mod ending;
 mod exposition;
 mod lines;
 mod logging;
+mod prepared;
 mod registrations;
 mod settings;
 mod sockets;
@@ -16,12 +18,7 @@ mod successor;
 mod watchdog;
 pub mod workers;
 
-use std::{
-    collections::HashSet,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
@@ -39,6 +36,7 @@ use tracing::{error, info, warn};
 use self::{
     beginning::Beginning,
     control::NodeControl,
+    prepared::Prepared,
     settings::SettingsFactory,
     sockets::{Sockets, Stop},
     successor::Offering,
@@ -48,18 +46,14 @@ use crate::{
     access::Metrics,
     admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
-    cli::{Exit, Failure, Start},
+    cli::Start,
     config::{Config, ConfigSources},
     discovery::Discovery,
-    kernel::{
-        self, AttachType, Decision, EbpfKernel, Engine, EngineFacts, Kernel, KernelOptions, Mounts,
-        NetnsCookie, PlainKernel,
-    },
-    listener,
-    netns::NetnsThread,
+    kernel::{AttachType, Decision, EbpfKernel, Kernel, NetnsCookie, PlainKernel},
+    netns::{NetnsId, NetnsThread},
     serve,
     service_manager::{self, FdStore, Returned, ServiceManager},
-    takeover::{self, OfferedNode},
+    takeover::OfferedNode,
     tenants::{
         Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, Repairs, SettingsOf,
     },
@@ -167,49 +161,28 @@ impl Signals {
 }
 
 impl Running {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "the order in which the parts are started, told in one place"
+    )]
     async fn start(
         config: Config,
         sources: ConfigSources,
         start: Start,
         returned: Returned,
     ) -> anyhow::Result<Self> {
-        let signals = Signals::listen().context("cannot listen for signals")?;
+        let mut signals = Signals::listen().context("cannot listen for signals")?;
         let started = Instant::now();
-        let own_cookie = listener::netns_cookie().context(
-            "this kernel cannot tell which namespace a connection belongs to (SO_NETNS_COOKIE, \
-             Linux 5.14): no connection could be proved to come from a tenant",
-        )?;
-        // First of all, since these say whether another agent is running.
-        let before = predecessor(start, &config)?;
-        let bound = match before {
-            None => Some(Sockets::bind(&config)?),
-            Some(_) => None,
-        };
-        let engine = engine(&config)?;
-        let mut beginning = Beginning::with_returned(returned);
-        let mut manager = ServiceManager::from_environment();
-        // From here on until it hears that we accept, the predecessor changes nothing on the node.
-        let received = match before {
-            Some(begun) => {
-                let mut received = beginning::receive(begun).await?;
-                let offer = &mut received.offer;
-                let tenants = std::mem::take(&mut offer.tenants);
-                let fits = beginning::check_fits(&offer.node, engine.engine, &config)
-                    .and_then(|()| beginning.with_handed(tenants));
-                if let Err(error) = fits {
-                    received.refuse(&format_args!("{error:#}"));
-                    return Err(error);
-                }
-                let node = &received.offer.node;
-                let watchdog = node.watchdog_ms.map(Duration::from_millis);
-                manager = manager.or(node.notify_socket.as_deref(), watchdog);
-                Some(received)
-            }
-            None => None,
-        };
+        let Prepared {
+            own_cookie,
+            bound,
+            received,
+            mut beginning,
+            engine,
+            manager,
+            programs,
+        } = Prepared::new(&config, start, returned).await?;
         let store = FdStore::of(&manager);
-
-        let programs = load_programs(&config, &engine, received.is_some())?.map(Arc::new);
         let kernel: Arc<dyn Kernel> = match &programs {
             Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
             None => Arc::new(PlainKernel::default()),
@@ -223,6 +196,8 @@ impl Running {
             Metrics::new(&mut metrics_registry),
             ends.clone(),
         ));
+        beginning.resume(&node);
+        store.forget_state();
         // Whoever connects before it is cancelled waits in the listener.
         let accepting = CancellationToken::new();
         let (workers, threads) = Workers::start(worker_count(&config), &node, &accepting)
@@ -266,8 +241,7 @@ impl Running {
         let (discovering, is_scanned) = discover(discovery);
         tasks.push(discovering);
 
-        let mut signals = signals;
-        let mut sockets = match (bound, received) {
+        let sockets = match (bound, received) {
             (Some(bound), _) => {
                 accepting.cancel();
                 bound
@@ -275,29 +249,12 @@ impl Running {
             (None, Some(received)) => {
                 let all = (&beginning, &handle, is_scanned.clone());
                 tokio::select! {
-                    sockets = take_over(received, all, &node, &accepting, &config) => sockets?,
+                    sockets = beginning::take_over(received, all, &node, &accepting, &config) => sockets?,
                     () = signals.end() => bail!("told to end before everything was taken over"),
                 }
             }
             (None, None) => bail!("there are no sockets"),
         };
-        let parts = Serving {
-            config: &config,
-            handle: &handle,
-            node: &node,
-            engine: &engine,
-            manager: &manager,
-        };
-        confine::filter_syscalls(config.load().security.seccomp)?;
-        let sockets_stop = Stop::default();
-        let successor = parts.offer(&mut sockets, &sockets_stop, &mut tasks)?;
-        tasks.push(registrations::serve_registrations(
-            sockets.register,
-            &config,
-            &handle,
-            inherited,
-            sockets_stop.clone(),
-        )?);
         let control = Arc::new(NodeControl {
             config: Arc::clone(&config),
             sources,
@@ -311,11 +268,16 @@ impl Running {
             repairs,
             is_scanned: is_scanned.clone(),
         });
-        tasks.push(serve_operators(
-            sockets.admin,
-            Arc::clone(&control),
+        confine::filter_syscalls(config.load().security.seccomp)?;
+        let sockets_stop = Stop::default();
+        let successor = serve_sockets(
+            sockets,
+            &control,
+            &manager,
+            inherited,
             &sockets_stop,
-        ));
+            &mut tasks,
+        )?;
         tasks.push(tokio::spawn(settle_in(
             is_scanned,
             handle.clone(),
@@ -378,83 +340,6 @@ impl Running {
             End::Leave(successor) => self.leave(successor).await,
         }
     }
-
-    /// Ends for good: nothing of ours is left.
-    async fn stop(mut self) -> anyhow::Result<()> {
-        // A successor that is about to take over is too late.
-        self.successor = None;
-        self.sockets_stop.no_successor.cancel();
-        info!(grace = ?self.config.load().shutdown.grace,
-            connections = self.node.open_connections(), "draining");
-        self.manager.tell(&[NotifyState::Stopping]);
-        // Nothing new is steered here from now on; what was accepted is served to its end.
-        let (quiet, is_quiet) = oneshot::channel();
-        self.registry.send(Command::Quiesce(quiet)).await;
-        let _ = is_quiet.await;
-        self.store.forget_state();
-        self.drain().await;
-        let programs = self.programs.clone();
-        self.finish().await;
-        if let Some(programs) = programs {
-            programs.remove_pins();
-        }
-        info!("ended");
-        Ok(())
-    }
-
-    /// Ends in favour of another process: what is in the kernel stays as it is.
-    async fn leave(mut self, successor: Option<i32>) -> anyhow::Result<()> {
-        self.sockets_stop.no_successor.cancel();
-        info!(
-            successor,
-            connections = self.node.open_connections(),
-            "another process takes over; draining"
-        );
-        match successor.map(u32::try_from) {
-            Some(Ok(pid)) => {
-                self.manager.tell(&[NotifyState::MainPid(pid)]);
-                self.sockets_stop.leave.cancel();
-            }
-            _ => self.manager.tell(&[NotifyState::Stopping]),
-        }
-        self.ends.leaving.cancel();
-        let (left, is_left) = oneshot::channel();
-        self.registry.send(Command::Leave(left)).await;
-        let _ = is_left.await;
-        self.sockets_stop.stop.cancel();
-        self.drain().await;
-        self.finish().await;
-        info!("ended; everything is left for another process");
-        Ok(())
-    }
-
-    /// Finishes what was accepted, as long as the grace period lasts.
-    async fn drain(&mut self) {
-        let grace = self.config.load().shutdown.grace;
-        self.ends.stopping.cancel();
-        tokio::select! {
-            () = self.node.connections_over() => {}
-            () = tokio::time::sleep(grace) => warn!("grace period over; open connections are dropped"),
-            () = self.signals.end() => warn!("told twice; open connections are dropped"),
-        }
-        self.ends.aborting.cancel();
-    }
-
-    /// Ends tasks and threads.
-    async fn finish(self) {
-        let (down, is_down) = oneshot::channel();
-        self.registry.send(Command::Shutdown(down)).await;
-        let _ = is_down.await;
-        let _ = self.registry_task.await;
-        self.sockets_stop.stop.cancel();
-        for task in self.tasks {
-            // Those that serve sockets remove their files; the others just stop.
-            let ended = tokio::time::timeout(Duration::from_millis(200), task);
-            let _ = ended.await;
-        }
-        drop(self.workers);
-        self.threads.join();
-    }
 }
 
 /// The process id of a successor that has taken over; never, if there can be none.
@@ -468,82 +353,52 @@ async fn successor(taken: &mut Option<oneshot::Receiver<i32>>) -> i32 {
     std::future::pending().await
 }
 
-/// The agent that runs, if this one is to take over from it.
-fn predecessor(start: Start, config: &Config) -> anyhow::Result<Option<takeover::Begun>> {
-    if start == Start::Afresh {
-        return Ok(None);
-    }
-    let begun = takeover::begin(&takeover::socket_path(&config.admin.socket))?;
-    if begun.is_none() {
-        info!("no agent runs from which to take over; starting afresh");
-    }
-    Ok(begun)
-}
-
-/// Waits until everything is served here, then accepts in the place of the predecessor.
-async fn take_over(
-    received: takeover::Received,
-    (beginning, registry, mut is_scanned): (&Beginning, &RegistryHandle, watch::Receiver<bool>),
-    node: &serve::Node,
-    accepting: &CancellationToken,
-    config: &ArcSwap<Config>,
-) -> anyhow::Result<Sockets> {
-    let _ = is_scanned.wait_for(|is_scanned| *is_scanned).await;
-    if let Err(error) = beginning.check_served(&registry.list().await) {
-        received.refuse(&format_args!("{error:#}"));
-        return Err(error);
-    }
-    let before = received.offer.node.clone();
-    let sockets = received.offer.take_sockets();
-    let committed = beginning::commit(received, node).await?;
-    accepting.cancel();
-    beginning::taken(committed).await?;
-    // Only now: whoever adopts a socket removes its file at the end.
-    Sockets::adopt(sockets?, &before, &config.load())
-}
-
-/// What is told to a successor.
-struct Serving<'a> {
-    config: &'a Arc<ArcSwap<Config>>,
-    handle: &'a RegistryHandle,
-    node: &'a Arc<serve::Node>,
-    engine: &'a Decision,
-    manager: &'a ServiceManager,
-}
-
-impl Serving<'_> {
-    /// Waits for successors.
-    fn offer(
-        &self,
-        sockets: &mut Sockets,
-        stop: &Stop,
-        tasks: &mut Vec<JoinHandle<()>>,
-    ) -> anyhow::Result<Option<oneshot::Receiver<i32>>> {
-        let duplicates = sockets
-            .duplicates()
-            .context("no descriptors for a successor")?;
-        let (Some(duplicates), Some(listener)) = (duplicates, sockets.successor.take()) else {
-            return Ok(None);
-        };
-        let config = self.config.load();
-        let watchdog = self.manager.watchdog();
+/// Serves the sockets of the process itself. Tells of a successor, if one can come.
+fn serve_sockets(
+    mut sockets: Sockets,
+    control: &Arc<NodeControl>,
+    manager: &ServiceManager,
+    inherited: HashSet<NetnsId>,
+    stop: &Stop,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> anyhow::Result<Option<oneshot::Receiver<i32>>> {
+    let duplicates = sockets
+        .duplicates()
+        .context("no descriptors for a successor")?;
+    let mut successor = None;
+    if let (Some(duplicates), Some(listener)) = (duplicates, sockets.successor.take()) {
         let offering = Offering {
-            node: OfferedNode {
-                engine: self.engine.engine.word().to_owned(),
-                port: config.listener.port,
-                bpffs_dir: config.steering.bpffs_dir.clone(),
-                register_socket: config.admin.register_socket.clone(),
-                notify_socket: self.manager.socket().map(str::to_owned),
-                watchdog_ms: watchdog.and_then(|it| u64::try_from(it.as_millis()).ok()),
-            },
+            node: offered(&control.config.load(), &control.engine, manager),
             sockets: duplicates,
-            registry: self.handle.clone(),
-            serving: Arc::clone(self.node),
+            registry: control.registry.clone(),
+            serving: Arc::clone(&control.node),
         };
         let (task, taken) = successor::offer(listener, offering, stop.clone())
             .context("cannot wait for successors")?;
         tasks.push(task);
-        Ok(Some(taken))
+        successor = Some(taken);
+    }
+    tasks.push(registrations::serve_registrations(
+        sockets.register,
+        &control.config,
+        &control.registry,
+        inherited,
+        stop.clone(),
+    )?);
+    tasks.push(serve_operators(sockets.admin, Arc::clone(control), stop));
+    Ok(successor)
+}
+
+/// What a successor must have in common with this process.
+fn offered(config: &Config, engine: &Decision, manager: &ServiceManager) -> OfferedNode {
+    let watchdog = manager.watchdog();
+    OfferedNode {
+        engine: engine.engine.word().to_owned(),
+        port: config.listener.port,
+        bpffs_dir: config.steering.bpffs_dir.clone(),
+        register_socket: config.admin.register_socket.clone(),
+        notify_socket: manager.socket().map(str::to_owned),
+        watchdog_ms: watchdog.and_then(|it| u64::try_from(it.as_millis()).ok()),
     }
 }
 
@@ -591,50 +446,6 @@ fn forget_earlier_run(programs: &EbpfKernel, served: &HashSet<NetnsCookie>) {
         Ok(count) => info!(count, "forgot tenants of an earlier run"),
         Err(error) => warn!(%error, "cannot forget tenants of an earlier run"),
     }
-}
-
-/// The engine this node gets.
-fn engine(config: &Config) -> anyhow::Result<Decision> {
-    let facts = EngineFacts::ask().context("cannot ask what this kernel offers")?;
-    Ok(kernel::choose_engine(&facts, &config.steering)
-        .map_err(|refusal| Failure::new(Exit::Node, refusal.to_string()))?)
-}
-
-/// Loads the kernel programs, unless the engine needs none and none are wished for. What is pinned
-/// is not ours to remove while another process uses it.
-fn load_programs(
-    config: &Config,
-    engine: &Decision,
-    is_in_use: bool,
-) -> anyhow::Result<Option<EbpfKernel>> {
-    if engine.engine == Engine::Bind && !config.steering.connect_hooks {
-        return Ok(None);
-    }
-    let kernel = EbpfKernel::load(KernelOptions {
-        bpffs_dir: config.steering.bpffs_dir.clone(),
-        listener_port: config.listener.port,
-        listener_v4_only: !listener::kernel_has_ipv6(),
-        max_tenants: config.steering.max_tenants,
-        debug_log: config.steering.debug_log,
-    })?;
-    if config.steering.connect_hooks {
-        let mounts =
-            Mounts::of_this_process().context("cannot look for the cgroup v2 hierarchy")?;
-        let root = || mounts.cgroup2().map(Path::to_owned);
-        let Some(cgroup) = config.steering.cgroup.clone().or_else(root) else {
-            bail!(
-                "no cgroup v2 hierarchy is mounted, which the connect hooks need: mount one, or \
-                 set steering.connect_hooks to false"
-            );
-        };
-        if let Err(error) = kernel.attach_cgroup_hooks(&cgroup) {
-            if !is_in_use {
-                kernel.remove_pins();
-            }
-            return Err(error.into());
-        }
-    }
-    Ok(Some(kernel))
 }
 
 fn worker_count(config: &Config) -> usize {

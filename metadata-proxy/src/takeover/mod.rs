@@ -18,6 +18,7 @@
 mod channel;
 mod message;
 mod offer;
+mod state;
 mod take;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use self::{
     channel::{Channel, ChannelError},
     message::{Message, MessageError, OfferedNode},
     offer::{Offer, OfferError, Question, answer},
+    state::State,
     take::{Begun, Committed, Received, TakeError, begin},
 };
 use crate::{

@@ -22,7 +22,7 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// How long a successor may take to load its programs.
 const LOADING: Duration = Duration::from_secs(30);
 /// How long it may take to have everything served. Nothing is changed on the node meanwhile.
-const SERVING: Duration = Duration::from_secs(60);
+const SERVING: Duration = Duration::from_mins(1);
 /// Windows in one message: one takes less than 400 bytes.
 const WINDOWS_AT_ONCE: usize = 150;
 
@@ -138,27 +138,45 @@ fn give(channel: &Channel, offer: &Offer) -> Result<(), OfferError> {
 
 /// A namespace as a message and its descriptors.
 fn encoded(tenant: &Handed) -> (TenantMessage, Vec<BorrowedFd<'_>>) {
-    let mut descriptors: Vec<_> = tenant.listeners.iter().map(OwnedFd::as_fd).collect();
-    let mut declarations = Vec::new();
-    for declaration in &tenant.declarations {
-        let Some(message) = declared(declaration) else {
-            continue;
-        };
-        if let Source::File(file) = &declaration.source {
-            descriptors.push(file.as_fd());
-        }
-        declarations.push(message);
-    }
-    let message = TenantMessage {
+    let files = tenant
+        .declarations
+        .iter()
+        .filter_map(|declaration| match &declaration.source {
+            Source::File(file) => Some(file.as_fd()),
+            Source::Path(_) => None,
+        });
+    let listeners = tenant.listeners.iter().map(OwnedFd::as_fd);
+    let declarations = tenant.declarations.iter().filter_map(declared).collect();
+    (
+        message(tenant, tenant.listeners.len(), declarations),
+        listeners.chain(files).collect(),
+    )
+}
+
+/// As much of a namespace as needs no descriptor.
+pub(super) fn without_descriptors(tenant: &Handed) -> TenantMessage {
+    let by_path = tenant
+        .declarations
+        .iter()
+        .filter_map(declared)
+        .filter(|declaration| declaration.path.is_some());
+    message(tenant, 0, by_path.collect())
+}
+
+fn message(
+    tenant: &Handed,
+    listeners: usize,
+    declarations: Vec<DeclarationMessage>,
+) -> TenantMessage {
+    TenantMessage {
         tenant: tenant.tenant.into(),
         cookie: tenant.cookie.0,
         netns: tenant.netns.parts(),
         name: tenant.name.clone(),
-        listeners: tenant.listeners.len(),
+        listeners,
         is_suspended: tenant.is_suspended,
         declarations,
-    };
-    (message, descriptors)
+    }
 }
 
 fn declared(declaration: &HandedDeclaration) -> Option<DeclarationMessage> {

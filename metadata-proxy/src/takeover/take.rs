@@ -158,7 +158,10 @@ fn node(channel: &Channel) -> Result<(OfferedNode, [OwnedFd; 3]), TakeError> {
 }
 
 /// A namespace from a message and its descriptors.
-fn decoded(message: TenantMessage, descriptors: Vec<OwnedFd>) -> Result<Handed, TakeError> {
+pub(super) fn decoded(
+    message: TenantMessage,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Handed, TakeError> {
     let files = message.declarations.iter().filter(|it| it.path.is_none());
     let wanted = message.listeners.saturating_add(files.count());
     if descriptors.len() != wanted {

@@ -398,6 +398,38 @@ fn a_successor_notices_that_the_old_one_did_not_hear_it() {
 }
 
 #[test]
+fn what_is_left_for_later_comes_back_without_descriptors() {
+    let (limiter, limits) = windows();
+    let guest = GuestAddress::of_peer((Ipv4Addr::LOCALHOST, 1).into());
+    limiter.check(TENANT, guest, &limits, Instant::now());
+    let nothing_to_tell = Handed {
+        is_suspended: false,
+        declarations: Vec::new(),
+        ..handed()
+    };
+    let left = State {
+        tenants: vec![handed(), nothing_to_tell],
+        windows: limiter.windows(Instant::now()),
+    };
+    let read = State::read(left.write().unwrap()).unwrap();
+    let [tenant] = &read.tenants[..] else {
+        panic!("{read:?}");
+    };
+    assert!(tenant.is_suspended && tenant.listeners.is_empty());
+    let [by_hand] = &tenant.declarations[..] else {
+        panic!("{tenant:?}");
+    };
+    assert_eq!(by_hand.provider, Provider::Admin);
+    assert_eq!(read.windows, left.windows);
+    for wrong in [&b""[..], b"garbage\n", br#"{"protocol":2}"#] {
+        let (reader, mut writer) = (tempfile::tempfile().unwrap(), Vec::new());
+        std::io::Write::write_all(&mut writer, wrong).unwrap();
+        std::io::Write::write_all(&mut &reader, &writer).unwrap();
+        assert!(State::read(reader.into()).is_err());
+    }
+}
+
+#[test]
 fn nobody_to_take_over_from_is_no_error() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("admin.sock.takeover");

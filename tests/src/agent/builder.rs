@@ -1,8 +1,11 @@
 //! How the agent is started: its binary, and a configuration that keeps it within its node.
 
 use std::{
-    env, fmt, fs,
-    os::fd::OwnedFd,
+    env, fmt, fs, io,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
@@ -12,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use nix::fcntl::{FcntlArg, fcntl};
 
 use super::Agent;
 use crate::{netns::Netns, node::Node, process::Running};
@@ -65,6 +69,7 @@ pub struct Builder {
     inside: Option<Arc<Netns>>,
     under: Vec<String>,
     takes_over: bool,
+    kept: Vec<(String, Arc<OwnedFd>)>,
 }
 
 impl Builder {
@@ -79,6 +84,7 @@ impl Builder {
             inside: None,
             under: vec![],
             takes_over: false,
+            kept: vec![],
         }
         .set("discovery.netns_dir", path(&node.netns_dir()))
         .set("steering.bpffs_dir", path(&bpffs_dir(node)))
@@ -125,6 +131,15 @@ impl Builder {
     pub const fn taking_over(mut self) -> Self {
         self.takes_over = true;
         self
+    }
+
+    /// Hands it descriptors with their names, as a service manager does that has kept them
+    /// (`sd_listen_fds(3)`).
+    #[must_use]
+    pub fn kept(mut self, kept: Vec<(String, Arc<OwnedFd>)>) -> Self {
+        self.kept = kept;
+        // Its process id is known only once it is there.
+        self.under(&["sh", "-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""])
     }
 
     /// Lets it log to this descriptor, as to journald's stream, instead of to a file.
@@ -231,6 +246,7 @@ impl Builder {
         if self.takes_over {
             command.arg("--takeover");
         }
+        hand_over(&mut command, &self.kept)?;
         let running = match self.log_to {
             None => Running::start("metadata-proxy", &mut command, &log)?,
             Some(stream) => {
@@ -260,6 +276,39 @@ impl Builder {
         let number = LOGS.fetch_add(1, Ordering::Relaxed);
         directory.join(format!("metadata-proxy-{number}.log"))
     }
+}
+
+/// Lets a program find these descriptors from number 3 on.
+fn hand_over(command: &mut Command, kept: &[(String, Arc<OwnedFd>)]) -> Result<()> {
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
+    command
+        .env("LISTEN_FDS", kept.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
+    // Out of the way of the numbers that they are to have.
+    let clear = i32::try_from(3 + kept.len()).context("too many descriptors")?;
+    let copies = kept
+        .iter()
+        .map(|(_, file)| {
+            let copy = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(clear.max(100)))?;
+            // SAFETY: the kernel has just made it for us.
+            Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // SAFETY: between fork and exec only dup2(2) is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            for (number, copy) in (3..).zip(&copies) {
+                if libc::dup2(copy.as_raw_fd(), number) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    Ok(())
 }
 
 /// Where the agent pins its maps and links: below the bpffs, which is the node's.

@@ -284,3 +284,38 @@ fn a_stop_does_not_wait_for_a_successor_that_hangs() {
     assert!(stage.agent.wait(Duration::from_secs(5)).unwrap().success());
     assert_eq!(traces_on_node(&stage.node), [""; 0]);
 }
+
+#[test]
+fn every_engine_hands_over() {
+    for engine in ["\"sk-lookup\"", "\"bind\""] {
+        let mut stage = Stage::with(|agent| agent.set("steering.engine", engine));
+        let tenants = Kind::ALL.map(|kind| TenantFixture::new(&stage.node, kind).unwrap());
+        // No device is attached to by these, so that the state is all there is to wait for.
+        wait_until("service", SOON, || {
+            let is_served = |tenant| {
+                let status = stage.agent.tenant(tenant).unwrap();
+                status.is_some_and(|status| status["state"] == "serving")
+            };
+            tenants.iter().all(is_served)
+        })
+        .unwrap();
+        for _ in 0..2 {
+            let next = builder(&stage.node, &stage.upstream)
+                .set("steering.engine", engine)
+                .taking_over()
+                .start()
+                .unwrap();
+            let mut before = std::mem::replace(&mut stage.agent, next);
+            for tenant in &tenants {
+                assert_served_twice(tenant);
+            }
+            assert!(before.wait(SOON).unwrap().success());
+            for tenant in &tenants {
+                assert_served_twice(tenant);
+                assert_eq!(tenant.curl(METADATA_V4, &[]).unwrap().status, 200);
+            }
+        }
+        assert!(stage.agent.stop().unwrap().success());
+        assert_eq!(traces_on_node(&stage.node), [""; 0]);
+    }
+}

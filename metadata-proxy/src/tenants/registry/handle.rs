@@ -50,8 +50,6 @@ pub enum Command {
     List(oneshot::Sender<Vec<TenantStatus>>),
     /// A tenant that was added by hand is to go; answers whether it was, `None` if it is not known.
     Remove(Tenant, oneshot::Sender<Option<bool>>),
-    /// Let go of everything as it is: another process goes on with it.
-    Leave(oneshot::Sender<()>),
     /// Steer nothing more; what is open goes on.
     Quiesce(oneshot::Sender<()>),
     /// Take everything down; the registry ends.

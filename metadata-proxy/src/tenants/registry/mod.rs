@@ -247,10 +247,6 @@ impl Registry {
                 }
             }
             Command::Give(giving) => self.give(giving).await,
-            Command::Leave(done) => {
-                self.leave();
-                let _ = done.send(());
-            }
             Command::Reconfigure(settings, audit, done) => {
                 self.audit.set_periods(audit);
                 self.reconfigure(settings);

@@ -62,7 +62,8 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
     scene.refused(&agent, &mut figures)?;
     scene.half_way(&mut agent, &mut figures)?;
     let mut took = Vec::new();
-    for _ in 0..upgrades {
+    let length = plan.length(Duration::ZERO, Duration::ZERO);
+    while took.len() < upgrades || began.elapsed() < length {
         took.push(scene.upgrade(&mut agent)?);
         // The load is not to be only about upgrades.
         thread::sleep(Duration::from_millis(200));
@@ -73,7 +74,7 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
     let seen = load.stop()?;
 
     took.sort_unstable();
-    figures.note("upgrades", upgrades);
+    figures.note("upgrades", took.len());
     figures.note("tenants, guests", format!("{count}, {guests}"));
     figures.note(
         "requests",
