@@ -4,6 +4,8 @@
 //! request; workers see of a tenant only its [`Service`].
 
 mod life;
+#[cfg(test)]
+mod model;
 mod place;
 mod probe;
 mod registry;

@@ -1,6 +1,9 @@
 //! The drills, a file for each.
 
 mod asking;
+mod isolation;
+mod process;
+mod random;
 mod repair;
 
 use anyhow::Result;
@@ -18,8 +21,15 @@ pub(crate) struct Drill {
 }
 
 /// All of them, in the order in which they are run.
-pub(crate) const DRILLS: &[Drill] = &[Drill {
-    name: "repair",
-    promise: "what somebody takes away is noticed, put back, counted and told once",
-    run: repair::run,
-}];
+pub(crate) const DRILLS: &[Drill] = &[
+    Drill {
+        name: "repair",
+        promise: "what somebody takes away is noticed, put back, counted and told once",
+        run: repair::run,
+    },
+    Drill {
+        name: "isolation",
+        promise: "no answer reaches another tenant, whatever comes, goes, breaks or is killed",
+        run: isolation::run,
+    },
+];

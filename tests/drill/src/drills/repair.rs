@@ -8,15 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use metadata_proxy_tests::{
-    Agent, Kind, MetadataAgent, Node, TenantFixture, agent::bpffs_dir, process, stage, tenant_map,
-    tenant_map::Entry, wait_for,
+    Agent, Kind, MetadataAgent, Node, TenantFixture, agent::bpffs_dir, process::run as run_program,
+    stage, tenant_map, tenant_map::Entry, wait_for,
 };
 use nix::mount::{MntFlags, umount2};
 use uuid::Uuid;
 
-use super::asking::{Asking, Seen};
+use super::{
+    asking::{Asking, Seen},
+    process::processor_time,
+};
 use crate::{figures::Figures, plan::Plan};
 
 /// What netlink or inotify tells is put right within this, on slow and busy machines.
@@ -102,7 +105,7 @@ const DAMAGE: &[Damage] = &[
         &["listener"],
         |_, tenant| {
             let mut ss = tenant.netns.command("ss")?;
-            process::run(ss.args(["-K", "-l", "-t", "-n", "sport = :9697"])).map(drop)
+            run_program(ss.args(["-K", "-l", "-t", "-n", "sport = :9697"])).map(drop)
         },
     ),
     of_one(
@@ -260,7 +263,7 @@ impl Scene {
 }
 
 fn bpftool(arguments: &[&str]) -> Result<()> {
-    process::run(Command::new("bpftool").args(arguments)).map(drop)
+    run_program(Command::new("bpftool").args(arguments)).map(drop)
 }
 
 fn ip(tenant: &TenantFixture, arguments: &str) -> Result<()> {
@@ -488,27 +491,4 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
     );
     drop(crowd);
     Ok(())
-}
-
-/// Processor time of a process until now.
-fn processor_time(pid: u32) -> Result<Duration> {
-    let mut nanoseconds = 0;
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("no such process")?;
-    for task in tasks {
-        let path = task
-            .context("cannot list threads")?
-            .path()
-            .join("schedstat");
-        let text = fs::read_to_string(path).context("a thread has ended")?;
-        let first = text
-            .split(' ')
-            .next()
-            .and_then(|word| word.parse::<u64>().ok());
-        nanoseconds += first.context("no time in schedstat")?;
-    }
-    ensure!(
-        nanoseconds > 0,
-        "the kernel keeps no account of processor time"
-    );
-    Ok(Duration::from_nanos(nanoseconds))
 }
