@@ -24,7 +24,7 @@ for directory in /lib /lib64 /usr/lib; do
     mount --rbind -o ro "$directory" "$root$directory"
 done
 mount --rbind /proc "$root/proc"
-mount --bind -o ro /sys/fs/cgroup "$root/sys/fs/cgroup"
+mount --rbind -o ro /sys/fs/cgroup "$root/sys/fs/cgroup"
 mount --rbind "$node" "$root$node"
 touch "$root/metadata-proxy"
 mount --bind "$binary" "$root/metadata-proxy"
