@@ -1,6 +1,6 @@
 //! `unsafe` is where it is known to be, and nowhere else.
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Result, bail};
 
@@ -43,7 +43,8 @@ pub(super) fn check() -> Result<()> {
     let mut found = BTreeMap::new();
     for name in tracked()? {
         let is_agents = name.starts_with("metadata-proxy") && name.contains("/src/");
-        if !is_agents || !name.ends_with(".rs") || name.ends_with("/tests.rs") {
+        let is_rust = Path::new(&name).extension().is_some_and(|its| its == "rs");
+        if !is_agents || !is_rust || name.ends_with("/tests.rs") {
             continue;
         }
         let text = fs::read_to_string(workspace::root().join(&name)).unwrap_or_default();

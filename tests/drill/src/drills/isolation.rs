@@ -402,17 +402,14 @@ fn ask_until(tenant: &TenantFixture, count: &Count, ended: &AtomicBool) {
     };
     let asked = guest.netns.run(|| {
         loop {
-            match Connection::open(None, PATIENCE) {
-                Ok(mut connection) => {
-                    // Several over one connection, as clients do.
-                    while ask_over(&mut connection, tenant.id, count)
-                        && !ended.load(Ordering::Relaxed)
-                    {}
+            if let Ok(mut connection) = Connection::open(None, PATIENCE) {
+                // Several over one connection, as clients do.
+                while ask_over(&mut connection, tenant.id, count) && !ended.load(Ordering::Relaxed)
+                {
                 }
-                Err(_) => {
-                    count.unserved.fetch_add(1, Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(5));
-                }
+            } else {
+                count.unserved.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(5));
             }
             if ended.load(Ordering::Relaxed) {
                 return Ok(());

@@ -480,7 +480,7 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
     let length = scene.interval * 3;
     let before = processor_time(scene.agent.pid())?;
     thread::sleep(length);
-    let used = processor_time(scene.agent.pid())? - before;
+    let used = processor_time(scene.agent.pid())?.saturating_sub(before);
     let share = 100.0 * used.as_secs_f64() / length.as_secs_f64();
     figures.note(
         "idle with the audit",
