@@ -213,8 +213,10 @@ impl World {
     fn audit(&mut self, at: usize) {
         let namespace = &self.namespaces[at];
         let Some((tenant, cookie)) = namespace.listener else {
-            // An entry of ours that serves nobody: a start removes it.
+            // An entry and a link of ours that serve nobody: once a start has seen all there is, it
+            // removes them (`forget_earlier_run`).
             self.kernel.withdraw(namespace.cookie).unwrap();
+            self.kernel.forget(namespace.cookie);
             return;
         };
         if !namespace.steps.is_empty() {
