@@ -24,6 +24,10 @@ use crate::{figures::Figures, plan::Plan};
 
 /// What netlink or inotify tells is put right within this, on slow and busy machines.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// How long it may take until a thousand namespaces that were deleted are let go.
+const ALL_LEAVE_WITHIN: Duration = Duration::from_mins(2);
+/// More tenants than are there besides the crowd.
+const LEFT: u64 = 10;
 /// How long the counters are watched after a repair, for one that is counted twice.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -490,5 +494,9 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
         ),
     );
     drop(crowd);
-    Ok(())
+    // Each of a thousand is detached with care, one after the other.
+    wait_for("the end of the crowd", ALL_LEAVE_WITHIN, || {
+        let serving = scene.agent.admin_json("/v1/status")?["tenants"]["serving"].as_u64();
+        Ok((serving <= Some(LEFT)).then_some(()))
+    })
 }
