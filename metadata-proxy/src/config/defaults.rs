@@ -36,7 +36,7 @@ impl Default for Config {
             },
             audit: AuditConfig {
                 interval: Duration::from_secs(10),
-                connect_interval: Duration::from_secs(60),
+                connect_interval: Duration::from_mins(1),
             },
             interfaces: InterfacesConfig {
                 router: globs(&["qr-*"]),

@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::ffi::OsStringExt as _,
+    os::unix::{ffi::OsStringExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
@@ -103,7 +103,12 @@ pub(super) fn ensure_bpffs(directory: &Path) -> Result<(), KernelError> {
             info!(at = %point.display(), "mounted a bpffs");
         }
     }
-    fs::create_dir_all(directory).map_err(failed("cannot make", directory))
+    // Whoever may write there declares tenants.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(failed("cannot make", directory))
 }
 
 fn missing_bpffs(directory: &Path) -> io::Result<Option<PathBuf>> {

@@ -183,10 +183,7 @@ impl Running {
             programs,
         } = Prepared::new(&config, start, returned).await?;
         let store = FdStore::of(&manager);
-        let kernel: Arc<dyn Kernel> = match &programs {
-            Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
-            None => Arc::new(PlainKernel::default()),
-        };
+        let kernel = kernel_of(programs.as_ref());
         let mut metrics_registry = MetricsRegistry::with_prefix("metadata_proxy");
         let ends = Ends::default();
         let node = Arc::new(serve::Node::new(
@@ -206,10 +203,11 @@ impl Running {
 
         let factory = SettingsFactory::new(&config).await?;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let mut tasks = Vec::new();
-        if let Some(embedded) = factory.embedded() {
-            tasks.push(tokio::spawn(embedded.watch()));
-        }
+        let embedded = factory.embedded();
+        let mut tasks: Vec<_> = embedded
+            .map(|it| tokio::spawn(it.watch()))
+            .into_iter()
+            .collect();
         let factory = Arc::new(factory);
         let repairs = Repairs::new(&mut metrics_registry);
         let (registry, handle) = Registry::new(RegistryParts {
@@ -289,12 +287,7 @@ impl Running {
             manager.clone(),
             workers.clone(),
         )));
-        info!(
-            version = env!("CARGO_PKG_VERSION"),
-            engine = engine.engine.word(),
-            attach = engine.attach.map(AttachType::word),
-            "metadata-proxy started"
-        );
+        tell_started(&engine);
         Ok(Self {
             config,
             control,
@@ -416,6 +409,22 @@ async fn settle_in(
     // Stand-ins that registered with a predecessor are back by then.
     tokio::time::sleep(registrations::INHERITED_FOR).await;
     beginning.give_up(&store);
+}
+
+fn tell_started(engine: &Decision) {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        engine = engine.engine.word(),
+        attach = engine.attach.map(AttachType::word),
+        "metadata-proxy started"
+    );
+}
+
+fn kernel_of(programs: Option<&Arc<EbpfKernel>>) -> Arc<dyn Kernel> {
+    match programs {
+        Some(programs) => Arc::clone(programs) as Arc<dyn Kernel>,
+        None => Arc::new(PlainKernel::default()),
+    }
 }
 
 fn settings_of(factory: &Arc<SettingsFactory>) -> SettingsOf {

@@ -5,6 +5,8 @@
 
 mod kept;
 mod life;
+#[cfg(test)]
+mod model;
 mod place;
 mod probe;
 mod registry;

@@ -7,6 +7,9 @@
 mod namespaces;
 mod repair;
 
+mod audit;
+mod confined;
+mod container;
 mod drain;
 mod reload;
 mod restart;

@@ -1,6 +1,8 @@
 //! `cargo xtask lint`: format, lints, documentation, licences, and what is committed.
 
 mod paths;
+mod reproducible;
+mod unsafe_code;
 
 use std::{process::Command, time::Instant};
 
@@ -22,6 +24,8 @@ const CHECKS: &[Check] = &[
     ("format", format),
     ("lock files", lock_files),
     ("machine paths", paths::check),
+    ("unsafe code", unsafe_code::check),
+    ("kernel programs are reproducible", reproducible::check),
     ("licences, advisories, duplicates", deny),
     ("clippy for the kernel", clippy_kernel),
     ("clippy", clippy),
@@ -145,4 +149,21 @@ fn cargo_deny(manifest: &str) -> Command {
     };
     command.args(["--log-level", "error", "--manifest-path", manifest]);
     command
+}
+
+/// Names of the files that are committed, or are about to be.
+fn tracked() -> Result<Vec<String>> {
+    let output = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(workspace::root())
+        .output()
+        .context("cannot start git")?;
+    if !output.status.success() {
+        bail!(
+            "git ls-files failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    let listed = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
+    Ok(listed.split_terminator('\0').map(str::to_owned).collect())
 }

@@ -1,8 +1,8 @@
 //! No file that is committed names a path of the machine it was written on.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{env, fs, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::workspace;
 
@@ -24,20 +24,8 @@ pub(super) fn check() -> Result<()> {
         own.map(|path| format!("{}/", path.display()))
             .filter(|path| path.len() > 2),
     );
-    let output = Command::new("git")
-        .args(["ls-files", "-z"])
-        .current_dir(&root)
-        .output()
-        .context("cannot start git")?;
-    if !output.status.success() {
-        bail!(
-            "git ls-files failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    let listed = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
     let mut places = Vec::new();
-    for name in listed.split_terminator('\0') {
+    for name in &super::tracked()? {
         // One that was deleted but is still listed, or that is not text, names nothing.
         let Ok(text) = fs::read_to_string(root.join(name)) else {
             continue;

@@ -3,6 +3,9 @@
 mod asking;
 mod crash;
 mod crowd;
+mod isolation;
+mod process;
+mod random;
 mod repair;
 mod upgrade;
 
@@ -26,4 +29,5 @@ pub(crate) const DRILLS: &[Drill] = &[
     Drill { name: "upgrade", promise: "a new process takes over, and no request fails and no connection is reset", run: upgrade::run },
     Drill { name: "crash", promise: "a crash loses only what was in flight: everybody is served within a second of the start", run: crash::run },
     Drill { name: "repair", promise: "what somebody takes away is noticed, put back, counted and told once", run: repair::run },
+    Drill { name: "isolation", promise: "no answer reaches another tenant, whatever comes, goes, breaks or is killed", run: isolation::run },
 ];

@@ -8,19 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use metadata_proxy_tests::{
-    Agent, Kind, MetadataAgent, Node, TenantFixture, agent::bpffs_dir, process, stage, tenant_map,
-    tenant_map::Entry, wait_for,
+    Agent, Kind, MetadataAgent, Node, TenantFixture, agent::bpffs_dir, process::run as run_program,
+    stage, tenant_map, tenant_map::Entry, wait_for,
 };
 use nix::mount::{MntFlags, umount2};
 use uuid::Uuid;
 
-use super::asking::{Asking, Seen};
+use super::{
+    asking::{Asking, Seen},
+    process::processor_time,
+};
 use crate::{figures::Figures, plan::Plan};
 
 /// What netlink or inotify tells is put right within this, on slow and busy machines.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// How long it may take until a thousand namespaces that were deleted are let go.
+const ALL_LEAVE_WITHIN: Duration = Duration::from_mins(2);
+/// More tenants than are there besides the crowd.
+const LEFT: u64 = 10;
 /// How long the counters are watched after a repair, for one that is counted twice.
 const SETTLED: Duration = Duration::from_millis(500);
 
@@ -102,7 +109,7 @@ const DAMAGE: &[Damage] = &[
         &["listener"],
         |_, tenant| {
             let mut ss = tenant.netns.command("ss")?;
-            process::run(ss.args(["-K", "-l", "-t", "-n", "sport = :9697"])).map(drop)
+            run_program(ss.args(["-K", "-l", "-t", "-n", "sport = :9697"])).map(drop)
         },
     ),
     of_one(
@@ -260,7 +267,7 @@ impl Scene {
 }
 
 fn bpftool(arguments: &[&str]) -> Result<()> {
-    process::run(Command::new("bpftool").args(arguments)).map(drop)
+    run_program(Command::new("bpftool").args(arguments)).map(drop)
 }
 
 fn ip(tenant: &TenantFixture, arguments: &str) -> Result<()> {
@@ -477,7 +484,7 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
     let length = scene.interval * 3;
     let before = processor_time(scene.agent.pid())?;
     thread::sleep(length);
-    let used = processor_time(scene.agent.pid())? - before;
+    let used = processor_time(scene.agent.pid())?.saturating_sub(before);
     let share = 100.0 * used.as_secs_f64() / length.as_secs_f64();
     figures.note(
         "idle with the audit",
@@ -487,28 +494,9 @@ fn idle(scene: &Scene, plan: &Plan, figures: &mut Figures) -> Result<()> {
         ),
     );
     drop(crowd);
-    Ok(())
-}
-
-/// Processor time of a process until now.
-fn processor_time(pid: u32) -> Result<Duration> {
-    let mut nanoseconds = 0;
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("no such process")?;
-    for task in tasks {
-        let path = task
-            .context("cannot list threads")?
-            .path()
-            .join("schedstat");
-        let text = fs::read_to_string(path).context("a thread has ended")?;
-        let first = text
-            .split(' ')
-            .next()
-            .and_then(|word| word.parse::<u64>().ok());
-        nanoseconds += first.context("no time in schedstat")?;
-    }
-    ensure!(
-        nanoseconds > 0,
-        "the kernel keeps no account of processor time"
-    );
-    Ok(Duration::from_nanos(nanoseconds))
+    // Each of a thousand is detached with care, one after the other.
+    wait_for("the end of the crowd", ALL_LEAVE_WITHIN, || {
+        let serving = scene.agent.admin_json("/v1/status")?["tenants"]["serving"].as_u64();
+        Ok((serving <= Some(LEFT)).then_some(()))
+    })
 }
