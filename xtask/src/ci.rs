@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{lint, step::seconds, test};
+use crate::{fuzz, lint, step::seconds, test};
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -12,6 +12,7 @@ type Step = (&'static str, fn() -> Result<()>);
 const STEPS: &[Step] = &[
     ("lint", lint::run),
     ("test", || test::run(&test::TestArgs::default())),
+    ("fuzz", fuzz::smoke),
 ];
 
 /// Runs the verb: every step, whatever became of those before.

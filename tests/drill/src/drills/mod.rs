@@ -1,5 +1,8 @@
 //! The drills, a file for each.
 
+mod guests;
+mod neighbours;
+
 use anyhow::Result;
 
 use crate::{figures::Figures, plan::Plan};
@@ -15,4 +18,8 @@ pub(crate) struct Drill {
 }
 
 /// All of them, in the order in which they are run.
-pub(crate) const DRILLS: &[Drill] = &[];
+pub(crate) const DRILLS: &[Drill] = &[Drill {
+    name: "guests",
+    promise: "hostile guests harm nobody else, and nothing they hide reaches the upstream",
+    run: guests::run,
+}];
