@@ -2,6 +2,8 @@
 
 mod guests;
 mod neighbours;
+mod resources;
+mod upstream;
 
 use anyhow::Result;
 
@@ -18,8 +20,20 @@ pub(crate) struct Drill {
 }
 
 /// All of them, in the order in which they are run.
-pub(crate) const DRILLS: &[Drill] = &[Drill {
-    name: "guests",
-    promise: "hostile guests harm nobody else, and nothing they hide reaches the upstream",
-    run: guests::run,
-}];
+pub(crate) const DRILLS: &[Drill] = &[
+    Drill {
+        name: "guests",
+        promise: "hostile guests harm nobody else, and nothing they hide reaches the upstream",
+        run: guests::run,
+    },
+    Drill {
+        name: "upstream",
+        promise: "a broken upstream is told apart, in time, and forgotten once it is well again",
+        run: upstream::run,
+    },
+    Drill {
+        name: "resources",
+        promise: "what runs out is named, and those who are served go on being served",
+        run: resources::run,
+    },
+];
