@@ -21,6 +21,8 @@ use metadata_proxy_tests::{
 };
 
 use super::neighbours::{ask_for, while_attacked};
+use nix::sys::signal::Signal;
+
 use crate::{
     figures::Figures,
     memory::{self, mebibytes},
@@ -37,7 +39,8 @@ pub(crate) fn run(plan: &Plan) -> Result<Figures> {
     let window = plan.length(Duration::from_secs(6), Duration::from_secs(30)) / 6;
     let steps: [fn(&Bench, Duration, &mut Figures) -> Result<()>; 6] =
         [files, map, memory_limit, threads, watches, logs];
-    for step in steps {
+    for (number, step) in steps.iter().enumerate() {
+        println!("    {} of {}", number + 1, steps.len());
         step(&Bench::new()?, window, &mut figures)?;
     }
     Ok(figures)
@@ -206,18 +209,24 @@ fn memory_limit(bench: &Bench, window: Duration, figures: &mut Figures) -> Resul
         ),
     );
     figures.demand(agent.admin("/readyz")?.0 == 200, "memory: the agent lives");
-    bench.demand_served(window, "memory: others afterwards", figures)
+    bench.demand_served(window, "memory: others afterwards", figures)?;
+    // The group can go only once nobody is in it.
+    drop((agent, group));
+    Ok(())
 }
 
 /// No thread more than there are, then too few to start with.
 fn threads(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()> {
-    let agent = bench.start(|agent| agent)?;
+    let mut agent = bench.start(|agent| agent)?;
     let count = fs::read_dir(format!("/proc/{}/task", agent.pid()))?.count();
     let group = Group::of("pids", &["pids.max"], u64::try_from(count)?)?;
     group.enter(agent.pid())?;
     let another = TenantFixture::new(&bench.node, Kind::Router)?;
     agent.wait_served(&another)?;
-    agent.cli(&["reload"])?;
+    agent.signal(Signal::SIGHUP)?;
+    wait_until("a reload", SOON, || {
+        agent.log().contains("configuration reloaded")
+    })?;
     figures.note("threads: at their limit", count);
     bench.demand_served(window, "threads: others, and a tenant more", figures)?;
     drop((agent, group));
@@ -245,18 +254,25 @@ fn threads(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()>
 fn watches(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()> {
     const USER: u32 = 47_169;
     let taken = all_watches_of(USER)?;
-    let user = USER.to_string();
-    let socket = bench.upstream.socket();
-    nix::unistd::chown(socket, Some(USER.into()), None).context("cannot give the socket away")?;
+    // That user with what the agent needs of root's capabilities.
+    const CAPABILITIES: &str = "cap_sys_admin,cap_net_admin,cap_bpf,cap_perfmon,cap_dac_override,\
+        cap_net_raw,cap_sys_ptrace,cap_net_bind_service,cap_chown,cap_fowner";
+    let [user, inheritable, ambient] = [
+        format!("--uid={USER}"),
+        format!("--inh={CAPABILITIES}"),
+        format!("--addamb={CAPABILITIES}"),
+    ];
     let agent = bench.start(|agent| {
         agent.under(&[
-            "setpriv",
-            "--reuid",
+            "capsh",
+            "--keep=1",
             &user,
-            "--inh-caps",
-            "+all",
-            "--ambient-caps",
-            "+all",
+            &inheritable,
+            &ambient,
+            "--",
+            "-c",
+            "exec \"$@\"",
+            "sh",
         ])
     })?;
     figures.note("watches: instances that were taken", taken.len());

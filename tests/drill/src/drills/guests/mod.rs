@@ -193,6 +193,7 @@ fn withstand(
     attack: &Attack,
     figures: &mut Figures,
 ) -> Result<u64> {
+    let began = Instant::now();
     let windows = plan.choose(2, 5);
     let length = plan.length(Duration::from_secs(14), Duration::from_mins(2));
     // As long in quiet as under attack.
@@ -234,6 +235,7 @@ fn withstand(
     let peak = watch.take();
     let (quiet, busy) = (median(quiet), median(busy));
     let name = attack.name;
+    println!("    {name}: {:.1} s", began.elapsed().as_secs_f64());
     figures.note(
         name,
         format!(
