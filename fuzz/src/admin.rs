@@ -54,7 +54,7 @@ impl Bench {
     fn check(&self, data: &[u8]) {
         let answer = self
             .runtime
-            .block_on(timeout(PATIENCE, self.exchange(data)));
+            .block_on(async { timeout(PATIENCE, self.exchange(data)).await });
         let answer = answer.expect("the connection does not end");
         if answer.is_empty() {
             return;

@@ -102,7 +102,7 @@ impl Bench {
         lock(&self.heard).clear();
         let answers = self
             .runtime
-            .block_on(timeout(PATIENCE, self.exchange(data)));
+            .block_on(async { timeout(PATIENCE, self.exchange(data)).await });
         let answers = answers.expect("the connection does not end");
         let heard = std::mem::take(&mut *lock(&self.heard));
         let read: Vec<_> = heard.iter().map(|message| one_request(message)).collect();

@@ -75,6 +75,9 @@ pub struct Ends {
 pub fn run(config: Config, sources: ConfigSources) -> anyhow::Result<()> {
     let _logging = logging::start(&config.log)?;
     raise_file_limit();
+    if let Some(warning) = too_few_files(&config) {
+        warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -153,9 +156,6 @@ impl Running {
             None => Arc::new(PlainKernel::default()),
         };
         let mut metrics_registry = MetricsRegistry::with_prefix("metadata_proxy");
-        if let Some(warning) = too_few_files(&config) {
-            warn!("{warning}");
-        }
         let ends = Ends::default();
         let node = Arc::new(serve::Node::new(
             Arc::clone(&kernel),

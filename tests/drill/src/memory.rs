@@ -26,7 +26,7 @@ pub(crate) fn of(pid: u32) -> Result<u64> {
 
 /// Bytes for people.
 pub(crate) fn mebibytes(bytes: u64) -> String {
-    format!("{}.{} MiB", bytes >> 20, (bytes % (1 << 20)) * 10 >> 20)
+    format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20)
 }
 
 /// Watches a process until it is dropped.

@@ -37,14 +37,16 @@ const LONG_ANSWER: usize = 900 << 10;
 pub(crate) fn run(plan: &Plan) -> Result<Figures> {
     let mut figures = Figures::default();
     let window = plan.length(Duration::from_secs(6), Duration::from_secs(30)) / 6;
-    let steps: [fn(&Bench, Duration, &mut Figures) -> Result<()>; 6] =
-        [files, map, memory_limit, threads, watches, logs];
+    let steps: [Step; 6] = [files, map, memory_limit, threads, watches, logs];
     for (number, step) in steps.iter().enumerate() {
         println!("    {} of {}", number + 1, steps.len());
         step(&Bench::new()?, window, &mut figures)?;
     }
     Ok(figures)
 }
+
+/// Uses one thing up, for as long as is said.
+type Step = fn(&Bench, Duration, &mut Figures) -> Result<()>;
 
 /// A node with an upstream and tenants, before its agent.
 struct Bench {
@@ -148,11 +150,9 @@ fn map(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()> {
         reason.contains("steering.max_tenants")
     })?;
     figures.note("map: status of one tenant more", &reason);
-    let log = agent.log();
-    figures.demand(
-        log.contains("steering.max_tenants"),
-        "map: the log says what to raise",
-    );
+    wait_until("a word in the log about the map", SOON, || {
+        agent.log().contains("steering.max_tenants")
+    })?;
     bench.demand_served(window, "map: others", figures)?;
     // A place that is free is taken without anybody's doing.
     drop(TenantFixture::new(&bench.node, Kind::Network)?);
@@ -253,10 +253,10 @@ fn threads(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()>
 /// so that no other process of the machine misses any.
 fn watches(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()> {
     const USER: u32 = 47_169;
-    let taken = all_watches_of(USER)?;
     // That user with what the agent needs of root's capabilities.
     const CAPABILITIES: &str = "cap_sys_admin,cap_net_admin,cap_bpf,cap_perfmon,cap_dac_override,\
         cap_net_raw,cap_sys_ptrace,cap_net_bind_service,cap_chown,cap_fowner";
+    let taken = all_watches_of(USER)?;
     let [user, inheritable, ambient] = [
         format!("--uid={USER}"),
         format!("--inh={CAPABILITIES}"),
@@ -326,13 +326,28 @@ fn logs(bench: &Bench, window: Duration, figures: &mut Figures) -> Result<()> {
     drop(agent);
 
     let (reader, writer) = nix::unistd::pipe().context("no pipe")?;
-    let agent = bench.start(|agent| agent.log_to(writer))?;
+    let mut agent = bench.start(|agent| {
+        let agent = agent.set("timeouts.connect", "\"200ms\"");
+        agent.log_to(writer)
+    })?;
     bench.demand_served(window * 2, "logs: nobody reads", figures)?;
     // What warns is written by who says it: refused connections do.
     let another = TenantFixture::new(&bench.node, Kind::Router)?;
     agent.wait_served(&another)?;
     agent.cli(&["status"])?;
-    // It ends only when it could say farewell.
+    // Something that warns, which is written at once if it can be written at all.
+    let away = bench.node.directory().join("away");
+    fs::rename(bench.upstream.socket(), &away)?;
+    agent.signal(Signal::SIGHUP)?;
+    let asked = ask_for(&bench.tenants[..1], Duration::from_millis(100))?;
+    fs::rename(&away, bench.upstream.socket())?;
+    figures.note("logs: without an upstream", asked);
+    bench.demand_served(window, "logs: nobody reads, after a warning", figures)?;
+    let ended = agent.stop();
+    figures.demand(
+        ended.as_ref().is_ok_and(std::process::ExitStatus::success),
+        format!("logs: it ends although nobody reads: {ended:?}"),
+    );
     drop(reader);
     Ok(())
 }

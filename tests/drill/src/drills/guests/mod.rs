@@ -96,8 +96,8 @@ fn stage() -> Result<Stage> {
         .start(&node.directory().join("agent"))?;
     let agent = builder(&node, &upstream)
         .set("log.level", "\"info\"")
-        .set("timeouts.request_head", "\"3s\"")
-        .set("timeouts.request_body", "\"3s\"")
+        .set("timeouts.request_head", "\"1s\"")
+        .set("timeouts.request_body", "\"1s\"")
         .set("timeouts.client", "\"3s\"")
         .set("limits.connections_per_tenant", CONNECTIONS_PER_TENANT)
         .set("limits.head_bytes", HEAD_BYTES)
