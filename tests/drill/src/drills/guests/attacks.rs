@@ -157,7 +157,7 @@ fn hold(
     first: &[u8],
     then: Option<u8>,
     reads: bool,
-) -> u64 {
+) -> Result<u64> {
     let mut held: Vec<TcpStream> = Vec::new();
     let mut opened = 0;
     let mut next = number;
@@ -169,7 +169,9 @@ fn hold(
                 break;
             };
             let _ = stream.write_all(first);
-            let _ = stream.set_nonblocking(true);
+            stream
+                .set_nonblocking(true)
+                .context("a socket that waits")?;
             opened += 1;
             held.push(stream);
         }
@@ -195,7 +197,7 @@ fn hold(
         });
         thread::sleep(Duration::from_millis(100).saturating_sub(round.elapsed()));
     }
-    opened
+    Ok(opened)
 }
 
 /// What is said unasked is a refusal.
@@ -212,23 +214,23 @@ fn check_refusal(ground: &Ground<'_>, stream: &mut TcpStream) {
 
 fn slow_heads(ground: &Ground<'_>, number: usize, stop: &AtomicBool) -> Result<u64> {
     let first = b"GET /slow HTTP/1.1\r\nHost: a\r\nX: ";
-    Ok(hold(ground, number, stop, 300, first, Some(b'x'), false))
+    hold(ground, number, stop, 300, first, Some(b'x'), false)
 }
 
 fn slow_bodies(ground: &Ground<'_>, number: usize, stop: &AtomicBool) -> Result<u64> {
     let first = b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n";
-    Ok(hold(ground, number, stop, 300, first, Some(b'x'), false))
+    hold(ground, number, stop, 300, first, Some(b'x'), false)
 }
 
 fn slow_readers(ground: &Ground<'_>, number: usize, stop: &AtomicBool) -> Result<u64> {
     let first = format!("GET {LONG} HTTP/1.1\r\nHost: a\r\n\r\n");
-    let opened = hold(ground, number, stop, 100, first.as_bytes(), None, true);
+    let opened = hold(ground, number, stop, 100, first.as_bytes(), None, true)?;
     ground.asked.fetch_add(opened, Ordering::Relaxed);
     Ok(opened)
 }
 
 fn idle(ground: &Ground<'_>, number: usize, stop: &AtomicBool) -> Result<u64> {
-    Ok(hold(ground, number, stop, 2000, b"", None, false))
+    hold(ground, number, stop, 2000, b"", None, false)
 }
 
 fn churn(ground: &Ground<'_>, number: usize, stop: &AtomicBool) -> Result<u64> {
