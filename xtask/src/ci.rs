@@ -14,6 +14,8 @@ use crate::step::{self, seconds};
 const STEPS: &[&str] = &[
     "lint",
     "test",
+    "fuzz --seconds 3",
+    "drill --short",
     "vm-test",
     "vm-test --kernel 6.12 --variant all",
     "vm-guest",

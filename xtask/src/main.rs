@@ -6,6 +6,7 @@ mod build;
 mod ci;
 mod demo;
 mod drill;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -38,6 +39,8 @@ enum Xtask {
     Bench(bench::BenchArgs),
     /// Tries to break what the agent promises, one promise a drill
     Drill(drill::DrillArgs),
+    /// Runs the fuzz targets
+    Fuzz(fuzz::FuzzArgs),
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
     /// Runs all that CI runs
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Xtask::Lint => lint::run(),
         Xtask::Bench(args) => bench::run(&args),
         Xtask::Drill(args) => drill::run(&args),
+        Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Ci => ci::run(),

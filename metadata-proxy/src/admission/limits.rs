@@ -133,7 +133,8 @@ impl Limits {
         self.state().caps = caps;
     }
 
-    /// Counts a connection until the token is dropped.
+    /// Counts a connection until the token is dropped. `of_tenant` is the tenant's own cap, if it
+    /// has one; it can only lower [`Caps::connections_per_tenant`].
     ///
     /// # Errors
     /// [`Refusal`] says which cap it would exceed.
@@ -141,8 +142,9 @@ impl Limits {
         self: &Arc<Self>,
         tenant: Tenant,
         guest: GuestAddress,
+        of_tenant: Option<u32>,
     ) -> Result<ConnectionToken, Refusal> {
-        let at = self.state().connect((tenant, guest))?;
+        let at = self.state().connect((tenant, guest), of_tenant)?;
         Ok(ConnectionToken {
             limits: Arc::clone(self),
             at,
@@ -168,14 +170,20 @@ impl Limits {
 }
 
 impl State {
-    fn connect(&mut self, key: (Tenant, GuestAddress)) -> Result<usize, Refusal> {
+    fn connect(
+        &mut self,
+        key: (Tenant, GuestAddress),
+        own_cap: Option<u32>,
+    ) -> Result<usize, Refusal> {
+        let most = self.caps.connections_per_tenant;
+        let most = own_cap.map_or(most, |own| own.min(most));
         let of_tenant = self.tenants.get(&key.0).copied().unwrap_or(0);
         let known = self.guests.get(&key).copied();
         let of_guest = known.map_or(0, |at| self.counts[at].connections);
         if self.connections >= self.caps.connections {
             return Err(self.refuse(Refusal::Connections));
         }
-        if of_tenant >= self.caps.connections_per_tenant {
+        if of_tenant >= most {
             return Err(self.refuse(Refusal::TenantConnections));
         }
         if of_guest >= self.caps.connections_per_guest {
@@ -312,7 +320,7 @@ mod tests {
         let mut open = Vec::new();
         let mut connect = |tenant_number, guest_number| {
             limits
-                .connect(tenant(tenant_number), guest(guest_number))
+                .connect(tenant(tenant_number), guest(guest_number), None)
                 .map(|token| open.push(token))
         };
         assert_eq!(connect(1, 1), Ok(()));
@@ -343,10 +351,27 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_s_own_cap_lowers_the_common_one_and_never_raises_it() {
+        let limits = Limits::new(CAPS);
+        let connect = |of, last, most| limits.connect(tenant(of), guest(last), Some(most));
+        let first = connect(1, 1, 1).unwrap();
+        assert_eq!(connect(1, 2, 1).err(), Some(Refusal::TenantConnections));
+        let other = limits.connect(tenant(2), guest(1), None).unwrap();
+        drop(first);
+        let again = connect(1, 2, 1).unwrap();
+        let many: Vec<_> = (1..=3)
+            .map(|last| connect(1, last + 2, 1000).unwrap())
+            .collect();
+        assert_eq!(connect(1, 9, 1000).err(), Some(Refusal::TenantConnections));
+        drop((other, again, many));
+        assert_eq!(limits.snapshot().connections, 0);
+    }
+
+    #[test]
     fn requests_are_counted_over_all_connections_of_a_guest() {
         let limits = Limits::new(CAPS);
-        let first = limits.connect(tenant(1), guest(1)).unwrap();
-        let second = limits.connect(tenant(1), guest(1)).unwrap();
+        let first = limits.connect(tenant(1), guest(1), None).unwrap();
+        let second = limits.connect(tenant(1), guest(1), None).unwrap();
         let request = first.request().unwrap();
         assert_eq!(second.request().err(), Some(Refusal::GuestRequests));
         drop(request);
@@ -356,11 +381,11 @@ mod tests {
     #[test]
     fn a_request_may_outlive_its_connection() {
         let limits = Limits::new(CAPS);
-        let connection = limits.connect(tenant(1), guest(1)).unwrap();
+        let connection = limits.connect(tenant(1), guest(1), None).unwrap();
         let request = connection.request().unwrap();
         drop(connection);
         assert_eq!(limits.snapshot().requests, 1);
-        let again = limits.connect(tenant(1), guest(1)).unwrap();
+        let again = limits.connect(tenant(1), guest(1), None).unwrap();
         assert_eq!(again.request().err(), Some(Refusal::GuestRequests));
         drop((request, again));
         assert_eq!(

@@ -52,6 +52,8 @@ impl Default for Config {
             // The ones Neutron configures haproxy with.
             timeouts: TimeoutsConfig {
                 request_head: Duration::from_secs(30),
+                // haproxy has none: whoever sends a byte now and then may go on for ever.
+                request_body: Duration::from_mins(1),
                 connect: Duration::from_secs(30),
                 client: Duration::from_secs(32),
                 server: Duration::from_secs(32),

@@ -251,6 +251,9 @@ pub struct TimeoutsConfig {
     /// For a guest to send a request's head.
     #[serde(with = "humantime_serde")]
     pub request_head: Duration,
+    /// For a guest to send a request's whole body.
+    #[serde(with = "humantime_serde")]
+    pub request_body: Duration,
     /// To connect to the upstream.
     #[serde(with = "humantime_serde")]
     pub connect: Duration,

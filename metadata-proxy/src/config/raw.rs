@@ -103,6 +103,7 @@ sections! {
     }
     RawTimeouts {
         request_head: String,
+        request_body: String,
         connect: String,
         client: String,
         server: String,

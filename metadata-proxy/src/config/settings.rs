@@ -255,6 +255,11 @@ const TABLE: &[Row] = &[
         WAIT,
         "Time for a guest to send a request's head",
     ),
+    (
+        "timeouts.request_body",
+        WAIT,
+        "Time for a guest to send a request's whole body",
+    ),
     ("timeouts.connect", WAIT, "Time to connect to the upstream"),
     (
         "timeouts.client",

@@ -87,6 +87,7 @@ pub(super) fn validate(
         }),
         timeouts: section!(check, "timeouts", raw.timeouts, default.timeouts => TimeoutsConfig {
             request_head: duration,
+            request_body: duration,
             connect: duration,
             client: duration,
             server: duration,

@@ -29,7 +29,7 @@ pub struct TenantSettings {
     /// Least important level that is logged.
     #[serde(default)]
     pub log_level: LogLevel,
-    /// Most guest connections at one time; `None` leaves it to the agent.
+    /// Most guest connections at one time; the agent's own cap holds too.
     #[serde(default)]
     pub max_connections: Option<u32>,
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{caps, exposition, settings::SettingsFactory};
+use super::{caps, exposition, settings::SettingsFactory, too_few_files};
 use crate::{
     admin::{
         Control, ControlError,
@@ -246,7 +246,8 @@ impl NodeControl {
             .factory
             .embedded()
             .and_then(|embedded| embedded.last_error());
-        embedded.into_iter().collect()
+        let files = too_few_files(&self.config.load());
+        embedded.into_iter().chain(files).collect()
     }
 }
 

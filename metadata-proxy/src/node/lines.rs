@@ -2,16 +2,19 @@
 //!
 //! Whoever serves guests neither pays a system call for each line nor waits for whoever reads them.
 //! What warns is written at once, by who says it, after all that was said before: it may be the last
-//! that this process says. Lines nobody reads are dropped and counted, like haproxy's.
+//! that this process says. Only what is taken is written, so that nobody ever waits for who reads.
+//! Lines nobody reads are dropped and counted, like haproxy's.
 
 use std::{
     io::{self, Write},
     mem,
+    os::fd::AsFd as _,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tracing::{Level, Metadata, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -21,6 +24,24 @@ const GATHER: Duration = Duration::from_millis(20);
 const ENOUGH: usize = 32 * 1024;
 /// Bytes of lines that wait while nobody reads; more are dropped.
 const MOST: usize = 1024 * 1024;
+
+/// Bytes that can be written without waiting once something can be: what a pipe takes whole
+/// (`PIPE_BUF`, pipe(7)).
+const PIECE: usize = 4096;
+/// How long who ends waits for who reads.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Whether something can be written without waiting, now or within some time.
+type IsTaken = fn(Duration) -> bool;
+
+/// Whether standard error takes something.
+pub(super) fn stderr_takes(within: Duration) -> bool {
+    let stderr = io::stderr();
+    let mut polled = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+    let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+    // An error and a hang-up are no reason to wait: the write says so at once.
+    poll(&mut polled, within).is_ok_and(|ready| ready > 0)
+}
 
 /// Gathers lines; written out at the latest when the last of its handles is dropped.
 pub(super) struct Lines<W: Write = io::Stderr>(Arc<Shared<W>>);
@@ -36,6 +57,7 @@ struct Shared<W> {
     changed: Condvar,
     /// Held while writing, so that lines stay in their order.
     output: Mutex<W>,
+    is_taken: IsTaken,
 }
 
 #[derive(Default)]
@@ -49,11 +71,12 @@ impl<W: Write + Send + 'static> Lines<W> {
     ///
     /// # Errors
     /// When there can be no thread.
-    pub(super) fn start(output: W) -> io::Result<Self> {
+    pub(super) fn start(output: W, is_taken: IsTaken) -> io::Result<Self> {
         let lines = Self(Arc::new(Shared {
             pending: Mutex::default(),
             changed: Condvar::new(),
             output: Mutex::new(output),
+            is_taken,
         }));
         let writer = lines.clone();
         thread::Builder::new()
@@ -67,9 +90,12 @@ impl<W: Write + Send + 'static> Lines<W> {
         self.0.add(line);
     }
 
-    /// Writes what is pending.
+    /// Writes what is pending, if it is taken within a second.
     pub(super) fn flush(&self) {
-        self.0.flush();
+        let until = Instant::now() + FAREWELL;
+        while !self.0.flush() && (self.0.is_taken)(until.saturating_duration_since(Instant::now()))
+        {
+        }
     }
 }
 
@@ -93,15 +119,22 @@ impl<W: Write> Shared<W> {
         }
     }
 
-    /// Returns how many lines were lost since the last time.
-    fn flush(&self) -> u64 {
+    /// Writes what is taken at once, and says whether that was everything.
+    fn flush(&self) -> bool {
         let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        let pending = mem::take(&mut *self.pending());
-        // There is nowhere to complain that the log cannot be written.
-        let _ = output
-            .write_all(&pending.bytes)
-            .and_then(|()| output.flush());
-        pending.lost
+        let bytes = mem::take(&mut self.pending().bytes);
+        let mut rest = &*bytes;
+        while !rest.is_empty() {
+            if !(self.is_taken)(Duration::ZERO) {
+                self.pending().bytes.splice(..0, rest.iter().copied());
+                return false;
+            }
+            let piece;
+            (piece, rest) = rest.split_at(rest.len().min(PIECE));
+            // There is nowhere to complain that the log cannot be written.
+            let _ = output.write_all(piece).and_then(|()| output.flush());
+        }
+        true
     }
 
     fn write_for_ever(&self) {
@@ -112,7 +145,12 @@ impl<W: Write> Shared<W> {
                 .unwrap_or_else(PoisonError::into_inner);
             let gathering = |pending: &mut Pending| pending.bytes.len() < ENOUGH;
             drop(self.changed.wait_timeout_while(pending, GATHER, gathering));
-            let lost = self.flush();
+            if !self.flush() {
+                // Nobody is kept out meanwhile.
+                (self.is_taken)(Duration::from_secs(1));
+                continue;
+            }
+            let lost = mem::take(&mut self.pending().lost);
             if lost > 0 {
                 warn!(
                     lost,
@@ -163,10 +201,7 @@ impl<W: Write> Write for Line<'_, W> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::mpsc::{Receiver, Sender, channel},
-        time::Instant,
-    };
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
 
@@ -189,7 +224,7 @@ mod tests {
         let (sender, receiver) = channel();
         let gate = Arc::default();
         (
-            Lines::start(Output(sender, Arc::clone(&gate))).unwrap(),
+            Lines::start(Output(sender, Arc::clone(&gate)), |_| true).unwrap(),
             receiver,
             gate,
         )
@@ -224,6 +259,24 @@ mod tests {
         line(&lines, true).write_all(b"two\n").unwrap();
         let all: Vec<u8> = written.try_iter().flatten().collect();
         assert_eq!(all, b"one\ntwo\n");
+    }
+
+    #[test]
+    fn who_warns_does_not_wait_for_who_reads() {
+        let (sender, written) = channel();
+        let is_taken = |within| {
+            thread::sleep(within);
+            false
+        };
+        let lines = Lines::start(Output(sender, Arc::default()), is_taken).unwrap();
+        line(&lines, true).write_all(b"warning\n").unwrap();
+        let mut output = Vec::new();
+        while output.is_empty() {
+            // The log's own thread may be trying at this moment.
+            output.clone_from(&lines.0.pending().bytes);
+        }
+        assert_eq!(output, b"warning\n", "it is there still");
+        assert_eq!(written.try_iter().count(), 0);
     }
 
     #[test]

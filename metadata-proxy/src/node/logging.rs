@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _};
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
-use super::lines::Lines;
+use super::lines::{Lines, stderr_takes};
 use crate::{
     access::line::{self, Style},
     config::{LogConfig, LogFormat},
@@ -29,7 +29,8 @@ pub(super) fn start(config: &LogConfig) -> anyhow::Result<Logging> {
     let is_terminal = std::io::stderr().is_terminal();
     // journald adds the time itself, and says so in the environment (systemd.exec(5)).
     let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let writer = Lines::start(io::stderr()).context("cannot start the log's thread")?;
+    let writer =
+        Lines::start(io::stderr(), stderr_takes).context("cannot start the log's thread")?;
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer.clone())

@@ -85,6 +85,9 @@ pub fn run(config: Config, sources: ConfigSources, start: Start) -> anyhow::Resu
     confine::start_allocator_thread();
     let _logging = logging::start(&config.log)?;
     raise_file_limit();
+    if let Some(warning) = too_few_files(&config) {
+        warn!("{warning}");
+    }
     let returned = service_manager::returned().context("what the service manager keeps for us")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -464,10 +467,28 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
+/// Most connections for which there may be file descriptors: half of what this process may have. The
+/// other half is for tenants and upstreams, without which connections are of no use to anybody.
+fn connections_borne() -> u32 {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    u32::try_from(limit / 2).unwrap_or(u32::MAX)
+}
+
+/// What is to be said if there are not descriptors for as many connections as are configured.
+fn too_few_files(config: &Config) -> Option<String> {
+    let (wanted, borne) = (config.limits.connections, connections_borne());
+    (usize::try_from(borne).is_ok_and(|borne| borne < wanted)).then(|| {
+        format!(
+            "the limit of open files bears {borne} connections, not limits.connections = {wanted}: \
+             raise LimitNOFILE"
+        )
+    })
+}
+
 fn caps(config: &Config) -> Caps {
     let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Caps {
-        connections: bounded(config.limits.connections),
+        connections: bounded(config.limits.connections).min(connections_borne()),
         connections_per_tenant: bounded(config.limits.connections_per_tenant),
         connections_per_guest: bounded(config.limits.connections_per_guest),
         requests_per_guest: bounded(config.limits.requests_in_flight_per_guest),

@@ -113,7 +113,8 @@ impl SettingsFactory {
             timeouts,
             rate_limit,
             log_level,
-            ..
+            max_connections,
+            binds: _,
         } = &**own;
         let upstream = if self.follows_tenants {
             self.agent(agent_socket)
@@ -124,6 +125,8 @@ impl SettingsFactory {
             upstream,
             timeouts: TimeoutsConfig {
                 request_head: timeouts.request_head,
+                // Neutron's configuration has none.
+                request_body: node.timeouts.request_body,
                 connect: timeouts.connect,
                 client: timeouts.client,
                 server: timeouts.server,
@@ -132,6 +135,7 @@ impl SettingsFactory {
             rate_limits: rate_limit.map(rate_limits_of_tenant).or(node.rate_limits),
             head_bytes: node.head_bytes,
             body_bytes: node.body_bytes,
+            max_connections: *max_connections,
             log_access: node.log_access && *log_level >= LogLevel::Info,
         })
     }
@@ -168,6 +172,7 @@ fn settings(config: &Config, upstream: Arc<Upstream>) -> Settings {
         rate_limits: rate_limits(&config.rate_limit),
         head_bytes: config.limits.head_bytes,
         body_bytes: config.limits.body_bytes,
+        max_connections: None,
         log_access: config.log.access,
     }
 }

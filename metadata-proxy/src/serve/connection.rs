@@ -152,7 +152,8 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
     match prove(&stream, peer, service, node) {
         Ok(identity) => {
             let address = GuestAddress::of_peer(peer);
-            let admitted = match node.limits.connect(service.tenant, address) {
+            let own_cap = service.settings.load().max_connections;
+            let admitted = match node.limits.connect(service.tenant, address, own_cap) {
                 Ok(admitted) => admitted,
                 Err(refusal) => {
                     service.counters.refused.fetch_add(1, Ordering::Relaxed);

@@ -217,14 +217,14 @@ async fn steps(
 ) -> Result<Answer, RequestError> {
     rewrite::check(head)?;
     check_length(guest, head)?;
-    let _in_flight = admit(guest, settings)?;
+    let in_flight = admit(guest, settings)?;
     if !guest.service.may_forward() {
         return Err(RequestError::NoInternalNetwork);
     }
     let body = collect(body, settings).await?;
     let outgoing = rewrite::rebuild(head, body, guest.identity, guest.address)?;
     let spent = spent.insert(Spent::default());
-    Ok(settings
+    let answer = settings
         .upstream
         .ask(
             &outgoing,
@@ -232,7 +232,41 @@ async fn steps(
             spent,
             guest.socket.left(),
         )
-        .await?)
+        .await?;
+    Ok(answer.map(|body| match body {
+        AnswerBody::Full(_) => body,
+        AnswerBody::Streaming(rest) => AnswerBody::Streaming(Box::pin(InFlight {
+            rest,
+            _token: in_flight,
+        })),
+    }))
+}
+
+/// A long answer, whose request is in flight until the guest has taken it: else a guest that takes
+/// nothing could have as many as it has connections.
+struct InFlight {
+    rest: std::pin::Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = UpstreamError> + Send>>,
+    _token: RequestToken,
+}
+
+impl hyper::body::Body for InFlight {
+    type Data = Bytes;
+    type Error = UpstreamError;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, UpstreamError>>> {
+        self.rest.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.rest.size_hint()
+    }
 }
 
 /// Refuses chunks beside a length, which the parser has hidden.
@@ -262,10 +296,16 @@ fn admit(guest: &Guest, settings: &Settings) -> Result<RequestToken, RequestErro
 }
 
 /// Reads a whole body, within its limits of size and time.
-async fn collect(mut body: Incoming, settings: &Settings) -> Result<Bytes, RequestError> {
+async fn collect(body: Incoming, settings: &Settings) -> Result<Bytes, RequestError> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
+    tokio::time::timeout(settings.timeouts.request_body, all_of(body, settings))
+        .await
+        .map_err(|_| RequestError::BodyTimedOut)?
+}
+
+async fn all_of(mut body: Incoming, settings: &Settings) -> Result<Bytes, RequestError> {
     let limit = settings.body_bytes;
     if body.size_hint().lower() > limit as u64 {
         return Err(RequestError::BodyTooLarge { limit });

@@ -101,6 +101,8 @@ struct Options {
     client_timeout: Option<Duration>,
     head_timeout: Option<Duration>,
     most_in_flight: Option<u32>,
+    body_timeout: Option<Duration>,
+    max_connections: Option<u32>,
 }
 
 impl Bench {
@@ -142,6 +144,7 @@ impl Bench {
         });
         let mut timeouts = config.timeouts;
         timeouts.client = options.client_timeout.unwrap_or(timeouts.client);
+        timeouts.request_body = options.body_timeout.unwrap_or(timeouts.request_body);
         timeouts.request_head = options.head_timeout.unwrap_or(timeouts.request_head);
         let settings = Settings {
             upstream: Arc::new(Upstream::Agent(agent.unwrap())),
@@ -149,6 +152,7 @@ impl Bench {
             rate_limits: options.rate_limits,
             head_bytes: 8192,
             body_bytes: options.body_bytes.unwrap_or(1024),
+            max_connections: options.max_connections,
             log_access: false,
         };
         let service = Arc::new(Service::new(
@@ -194,6 +198,52 @@ async fn read_to_end(guest: &mut TcpStream) -> String {
         .await
         .expect("no end in time");
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn a_body_that_comes_byte_by_byte_is_given_up_on() {
+    let bench = Bench::start(&Options {
+        body_timeout: Some(Duration::from_millis(300)),
+        ..Options::default()
+    });
+    let mut guest = bench.guest().await;
+    guest
+        .write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        .await
+        .unwrap();
+    let (mut reading, mut writing) = guest.split();
+    let dribbles = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if writing.write_all(b"x").await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let mut answer = [0; 32];
+    let len = tokio::select! {
+        len = timeout(DEADLINE, reading.read(&mut answer)) => len.unwrap().unwrap(),
+        () = dribbles => unreachable!("it never ends"),
+    };
+    assert!(answer[..len].starts_with(b"HTTP/1.1 408 "));
+    assert_eq!(bench.upstream.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_tenant_s_own_cap_on_connections_holds() {
+    let bench = Bench::start(&Options {
+        max_connections: Some(1),
+        ..Options::default()
+    });
+    let mut first = bench.guest().await;
+    first.write_all(GET.as_bytes()).await.unwrap();
+    read_one(&mut first).await;
+    assert_eq!(bench.exchange(GET).await, "");
+    drop(first);
+    until("room", || bench.node.limits.snapshot().connections == 0).await;
+    let mut third = bench.guest().await;
+    third.write_all(GET.as_bytes()).await.unwrap();
+    assert!(read_one(&mut third).await.starts_with("HTTP/1.1 200 "));
 }
 
 /// Reads one answer whose length is announced.

@@ -33,6 +33,8 @@ pub struct Settings {
     pub head_bytes: usize,
     /// Longest request body, bytes.
     pub body_bytes: usize,
+    /// Most connections of the tenant's guests, where the tenant has a cap of its own.
+    pub max_connections: Option<u32>,
     /// Whether requests are logged.
     pub log_access: bool,
 }

@@ -38,7 +38,7 @@ use super::{
     backoff::Backoff,
     counters::Counters,
     turn,
-    wire::{self, Body, Fault, Keep, Streaming},
+    wire::{self, Body, Fault, Keep, Room, Streaming, Terms},
 };
 use crate::{
     admission::{BoundPolicy, Permit, Queue, QueueLimits},
@@ -66,6 +66,7 @@ pub struct Agent {
     max_request_bytes: usize,
     queue: Arc<Queue>,
     counters: Counters,
+    room: Room,
 }
 
 /// How often a request may be sent again that the agent went away from without reading it.
@@ -107,6 +108,7 @@ impl Agent {
             max_request_bytes: config.max_request_bytes,
             queue: Queue::new(config.bound, config.waiting),
             counters: Counters::default(),
+            room: Room::default(),
         })
     }
 
@@ -340,10 +342,13 @@ impl Agent {
             Body::Rest(rest) => AnswerBody::Streaming(Box::pin(Streaming::new(
                 stream,
                 rest,
-                Never,
-                permit,
-                Arc::clone(&self.name),
-                timeouts.server,
+                Terms {
+                    keep: Never,
+                    permit,
+                    room: self.room.clone(),
+                    upstream: Arc::clone(&self.name),
+                    server: timeouts.server,
+                },
             ))),
         };
         answer(received.head, body)

@@ -19,7 +19,7 @@ use super::{
     counters::Counters,
     pool::Pool,
     turn,
-    wire::{self, Body, Fault, Keep, Streaming},
+    wire::{self, Body, Fault, Keep, Room, Streaming, Terms},
 };
 use crate::{
     admission::{BoundPolicy, Permit, Queue, QueueLimits},
@@ -52,6 +52,7 @@ pub struct Http {
     pool: Pool,
     queue: Arc<Queue>,
     counters: Counters,
+    room: Room,
 }
 
 impl Http {
@@ -65,6 +66,7 @@ impl Http {
             pool: Pool::new(config.most_idle, config.longest_idle),
             queue: Queue::new(config.bound, config.waiting),
             counters: Counters::default(),
+            room: Room::default(),
         }
     }
 
@@ -179,10 +181,13 @@ impl Http {
             Body::Rest(rest) => AnswerBody::Streaming(Box::pin(Streaming::new(
                 stream,
                 rest,
-                self.pool,
-                permit,
-                Arc::clone(&self.name),
-                timeouts.server,
+                Terms {
+                    keep: self.pool,
+                    permit,
+                    room: self.room.clone(),
+                    upstream: Arc::clone(&self.name),
+                    server: timeouts.server,
+                },
             ))),
         };
         answer(received.head, body)

@@ -4,6 +4,7 @@
 
 mod drills;
 mod figures;
+mod memory;
 mod plan;
 
 use std::{process::ExitCode, time::Instant};

@@ -17,8 +17,12 @@ use crate::{
 
 type Check = (&'static str, fn() -> Result<()>);
 
-/// The workspace, and the kernel programs, which are one of their own.
-const MANIFESTS: [&str; 2] = ["Cargo.toml", "metadata-proxy-ebpf/Cargo.toml"];
+/// The workspace, and the kernel programs and the fuzz targets, which have one of their own each.
+const MANIFESTS: [&str; 3] = [
+    "Cargo.toml",
+    "metadata-proxy-ebpf/Cargo.toml",
+    "fuzz/Cargo.toml",
+];
 
 const CHECKS: &[Check] = &[
     ("format", format),

@@ -110,7 +110,8 @@ impl Registry {
             Err(reason) => {
                 // A namespace that was just made is a plain file for a moment.
                 let is_news = entry.life.failed(reason.clone(), Instant::now());
-                if is_news && entry.life.failures() > 1 {
+                let failures = entry.life.failures();
+                if failures == 2 || (is_news && failures > 1) {
                     warn!(tenant = %declaration.tenant, namespace = declaration.name, reason,
                         "tenant cannot be served; it is tried again");
                 }

@@ -22,7 +22,7 @@ use tokio::{
 use self::body::{Decoder, Piece};
 pub(super) use self::{
     head::Head,
-    stream::{Keep, Streaming},
+    stream::{Keep, Room, Streaming, Terms},
 };
 use super::UpstreamError;
 

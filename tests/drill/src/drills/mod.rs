@@ -3,11 +3,15 @@
 mod asking;
 mod crash;
 mod crowd;
+mod guests;
 mod isolation;
+mod neighbours;
 mod process;
 mod random;
 mod repair;
+mod resources;
 mod upgrade;
+mod upstream;
 
 use anyhow::Result;
 
@@ -30,4 +34,7 @@ pub(crate) const DRILLS: &[Drill] = &[
     Drill { name: "crash", promise: "a crash loses only what was in flight: everybody is served within a second of the start", run: crash::run },
     Drill { name: "repair", promise: "what somebody takes away is noticed, put back, counted and told once", run: repair::run },
     Drill { name: "isolation", promise: "no answer reaches another tenant, whatever comes, goes, breaks or is killed", run: isolation::run },
+    Drill { name: "guests", promise: "hostile guests harm nobody else, and nothing they hide reaches the upstream", run: guests::run },
+    Drill { name: "upstream", promise: "a broken upstream is told apart, in time, and forgotten once it is well again", run: upstream::run },
+    Drill { name: "resources", promise: "what runs out is named, and those who are served go on being served", run: resources::run },
 ];

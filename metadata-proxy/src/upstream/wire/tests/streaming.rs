@@ -18,7 +18,11 @@ impl Keep<Script> for Kept {
     }
 }
 
-pub(super) fn streaming(script: Script, rest: Rest) -> (Streaming<Script, Kept>, Kept, Arc<Queue>) {
+pub(super) fn streaming(script: Script, rest: Rest) -> (Streaming, Kept, Arc<Queue>) {
+    streaming_within(script, rest, Room::default())
+}
+
+fn streaming_within(script: Script, rest: Rest, room: Room) -> (Streaming, Kept, Arc<Queue>) {
     let policy = BoundPolicy::Fixed(NonZeroU32::MIN);
     let queue = Queue::new(
         policy,
@@ -29,7 +33,14 @@ pub(super) fn streaming(script: Script, rest: Rest) -> (Streaming<Script, Kept>,
     );
     let permit = queue.try_acquire().unwrap();
     let kept = Kept::default();
-    let body = Streaming::new(script, rest, kept.clone(), permit, "/socket".into(), SERVER);
+    let terms = Terms {
+        keep: kept.clone(),
+        permit,
+        room,
+        upstream: "/socket".into(),
+        server: SERVER,
+    };
+    let body = Streaming::new(script, rest, terms);
     (body, kept, queue)
 }
 
@@ -89,4 +100,50 @@ async fn a_long_answer_that_breaks_off_is_an_error_and_frees_its_place() {
         assert_eq!(queue.snapshot().in_flight, 0);
         assert!(kept.0.lock().unwrap().is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_guest_that_takes_nothing_keeps_no_place_with_the_upstream() {
+    let body = vec![b'x'; 3 * COLLECT_LIMIT];
+    let length = format!("Content-Length: {}", body.len());
+    let (script, rest) = long_answer(&length, body.clone(), End::Hang).await;
+    let (mut streaming, kept, queue) = streaming(script, rest);
+    timeout(SERVER, async {
+        while queue.snapshot().in_flight > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(kept.0.lock().unwrap().len(), 1);
+    let taken = (&mut streaming).collect().await.unwrap().to_bytes();
+    assert_eq!(taken, body, "all of it is there still");
+}
+
+#[tokio::test]
+async fn an_answer_beyond_what_is_read_ahead_is_cut_if_nobody_takes_it() {
+    let patience = Duration::from_millis(100);
+    for (room, size) in [(64 << 20, 2 << 20), (COLLECT_LIMIT, 4 * COLLECT_LIMIT)] {
+        let length = format!("Content-Length: {size}");
+        let (script, rest) = long_answer(&length, vec![b'x'; size], End::Hang).await;
+        let room = Room::of(room, patience);
+        let (mut streaming, kept, queue) = streaming_within(script, rest, room);
+        let began = Instant::now();
+        while queue.snapshot().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(began.elapsed() >= patience);
+        assert!(kept.0.lock().unwrap().is_empty());
+        (&mut streaming).collect().await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_takes_is_served_where_others_have_used_up_all_room() {
+    let body = vec![b'x'; 3 << 20];
+    let length = format!("Content-Length: {}", body.len());
+    let (script, rest) = long_answer(&length, body.clone(), End::Hang).await;
+    let (mut streaming, _, _) = streaming_within(script, rest, Room::of(0, Duration::from_secs(5)));
+    let taken = (&mut streaming).collect().await.unwrap().to_bytes();
+    assert_eq!(taken.len(), body.len());
 }

@@ -1,0 +1,4 @@
+//! See `src/configuration.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| metadata_proxy_fuzz::configuration(data));

@@ -1,0 +1,4 @@
+//! See `src/register.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| metadata_proxy_fuzz::register(data));

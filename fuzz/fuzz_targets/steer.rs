@@ -1,0 +1,4 @@
+//! See `src/steer.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| metadata_proxy_fuzz::steer(data));
