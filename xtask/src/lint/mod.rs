@@ -1,7 +1,6 @@
 //! `cargo xtask lint`: format, lints, documentation, licences, and what is committed.
 
 mod paths;
-mod reproducible;
 mod unsafe_code;
 
 use std::{process::Command, time::Instant};
@@ -29,7 +28,6 @@ const CHECKS: &[Check] = &[
     ("lock files", lock_files),
     ("machine paths", paths::check),
     ("unsafe code", unsafe_code::check),
-    ("kernel programs are reproducible", reproducible::check),
     ("licences, advisories, duplicates", deny),
     ("clippy for the kernel", clippy_kernel),
     ("clippy", clippy),
