@@ -57,7 +57,7 @@ fn build() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target_dir = target_dir(&out, workspace);
     let status = toolchain
-        .cargo("build", &env::var("CARGO_CFG_TARGET_ARCH")?)
+        .cargo("build", &env::var("CARGO_CFG_TARGET_ARCH")?, workspace)
         .arg("--release")
         .arg("--target-dir")
         .arg(&target_dir)

@@ -118,7 +118,9 @@ impl Toolchain {
     /// Makes a cargo command of the given verb (`build`, `clippy`) for the kernel programs.
     ///
     /// `arch` is the architecture of the machines they will run on, as in `CARGO_CFG_TARGET_ARCH`.
-    pub(crate) fn cargo(&self, verb: &str, arch: &str) -> Command {
+    /// `workspace` is the root of what is built: its path is kept out of the object, which is the same
+    /// wherever it is built.
+    pub(crate) fn cargo(&self, verb: &str, arch: &str, workspace: &Path) -> Command {
         let cargo = match self.compiler.source {
             Source::Sources => self.beside_compiler("cargo"),
             Source::Prebuilt => env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from),
@@ -152,7 +154,17 @@ impl Toolchain {
                 command.env_remove(name);
             }
         }
+        let registry = env::var_os("CARGO_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cargo")))
+            .unwrap_or_else(|| "/".into());
         let flags = [
+            format!("--remap-path-prefix={}=/cargo", registry.display()),
+            // The last that fits holds.
+            format!(
+                "--remap-path-prefix={}=/metadata-proxy",
+                workspace.display()
+            ),
             format!("-Clinker={}", self.linker.display()),
             // Both for BTF: sk_storage maps need it, and aya reads the map definitions from it.
             "-Clink-arg=--btf".to_owned(),

@@ -1,6 +1,7 @@
 //! `cargo xtask lint`: format, lints, documentation, licences, and what is committed.
 
 mod paths;
+mod reproducible;
 mod unsafe_code;
 
 use std::{process::Command, time::Instant};
@@ -28,6 +29,7 @@ const CHECKS: &[Check] = &[
     ("lock files", lock_files),
     ("machine paths", paths::check),
     ("unsafe code", unsafe_code::check),
+    ("kernel programs are reproducible", reproducible::check),
     ("licences, advisories, duplicates", deny),
     ("clippy for the kernel", clippy_kernel),
     ("clippy", clippy),
@@ -93,7 +95,7 @@ fn clippy_kernel() -> Result<()> {
         .map_err(|missing| anyhow!("{missing}; run `cargo xtask setup`"))?;
     step::run(
         toolchain
-            .cargo("clippy", std::env::consts::ARCH)
+            .cargo("clippy", std::env::consts::ARCH, &workspace::root())
             .args(["--quiet", "--release", "--target-dir"])
             .arg(workspace::target_dir().join("bpf-clippy"))
             .args(["--", "--deny=warnings"])

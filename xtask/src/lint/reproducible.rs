@@ -1,8 +1,12 @@
 //! The kernel programs are the same, byte for byte, wherever they are built.
+//!
+//! All that reaches the kernel is: code, maps, their relocations, BTF. The names of functions, in the
+//! object's string table and for debuggers, carry a hash in which cargo mixes the folder.
 
-use std::{env, fs, path::Path};
+use std::{collections::BTreeMap, env, fs, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use object::{Object as _, ObjectSection as _};
 
 use super::tracked;
 use crate::{bpf_toolchain::Toolchain, setup::ENDIAN, step, workspace};
@@ -14,18 +18,50 @@ const SOURCES: &[&str] = &["metadata-proxy-ebpf/", "metadata-proxy-common/"];
 pub(super) fn check() -> Result<()> {
     let base = workspace::target_dir().join("reproducible");
     let [first, second] = ["a", "somewhere/else"].map(|name| base.join(name));
-    let objects = [build(&first)?, build(&second)?];
-    fs::remove_dir_all(&base).context("cannot remove the copies")?;
+    let [first, second] = [build(&first)?, build(&second)?];
+    let differing: Vec<_> = first
+        .iter()
+        .filter(|(name, data)| second.get(*name) != Some(data))
+        .map(|(name, _)| name.as_str())
+        .collect();
     ensure!(
-        objects[0] == objects[1],
-        "the kernel programs depend on the folder they are built in"
+        differing.is_empty() && first.len() == second.len(),
+        "the kernel programs depend on the folder they are built in: {}",
+        differing.join(", ")
     );
-    println!("    {} bytes, the same from two folders", objects[0].len());
+    fs::remove_dir_all(&base).context("cannot remove the copies")?;
+    let bytes: usize = first.values().map(Vec::len).sum();
+    println!(
+        "    {} sections, {bytes} bytes, the same from two folders",
+        first.len()
+    );
     Ok(())
 }
 
+/// What of an object reaches the kernel, by section.
+fn sections(object: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
+    let file = object::File::parse(object).context("not an object")?;
+    let mut sections = BTreeMap::new();
+    for section in file.sections() {
+        let name = section.name().context("a section has no name")?;
+        let is_name_or_debug = name == ".strtab"
+            || name == ".symtab"
+            || name.starts_with(".debug_")
+            || name.starts_with(".rel.debug_");
+        if !is_name_or_debug {
+            let data = section.data().context("a section has no data")?;
+            sections.insert(name.to_owned(), data.to_vec());
+        }
+    }
+    ensure!(
+        sections.contains_key("classifier") && sections.contains_key(".BTF"),
+        "the object has no programs or no BTF"
+    );
+    Ok(sections)
+}
+
 /// Copies the sources into a folder and builds there, from nothing.
-fn build(folder: &Path) -> Result<Vec<u8>> {
+fn build(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let root = workspace::root();
     if folder.exists() {
         fs::remove_dir_all(folder).context("cannot remove an old copy")?;
@@ -56,11 +92,12 @@ fn build(folder: &Path) -> Result<Vec<u8>> {
     let target = folder.join("target");
     step::run(
         toolchain
-            .cargo("build", env::consts::ARCH)
+            .cargo("build", env::consts::ARCH, folder)
             .args(["--quiet", "--release", "--locked", "--target-dir"])
             .arg(&target)
             .current_dir(folder.join("metadata-proxy-ebpf")),
     )?;
     let object = target.join(toolchain.target).join("release/metadata-proxy");
-    fs::read(&object).with_context(|| format!("cannot read {}", object.display()))
+    let object = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    sections(&object)
 }
