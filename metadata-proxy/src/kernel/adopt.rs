@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     },
     path::Path,
 };
@@ -235,7 +235,8 @@ pub(super) fn mark_layout(dir: &Path) -> Result<(), KernelError> {
         return Ok(());
     }
     remove_layout_marks(dir);
-    fs::create_dir(&path).map_err(|source| KernelError::File {
+    let made = fs::DirBuilder::new().mode(0o700).create(&path);
+    made.map_err(|source| KernelError::File {
         what: "cannot make the directory",
         path,
         source,

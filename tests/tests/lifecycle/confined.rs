@@ -74,7 +74,7 @@ fn sockets_and_pins_are_for_nobody_else() {
     let stage = Stage::new();
     let _tenant = stage.tenant(Kind::Router);
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().mode() & 0o777;
-    for socket in ["admin.sock", "register.sock"] {
+    for socket in ["admin.sock", "admin.sock.takeover", "register.sock"] {
         assert_eq!(
             mode(&stage.node.directory().join(socket)),
             0o600,
@@ -86,8 +86,10 @@ fn sockets_and_pins_are_for_nobody_else() {
     let mut count = 0;
     for pin in fs::read_dir(&pins).unwrap() {
         let path = pin.unwrap().path();
-        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        // The mark that says which layout the maps have is a directory.
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&path), expected, "{}", path.display());
         count += 1;
     }
-    assert!(count >= 3, "both maps and a link");
+    assert!(count >= 4, "both maps, their mark and a link");
 }

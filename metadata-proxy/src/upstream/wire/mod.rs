@@ -178,7 +178,11 @@ async fn read_head<S: AsyncRead + Unpin>(
     let mut began = false;
     loop {
         let before = inbox.len();
-        read(stream, inbox, LEAST_READ, began).await?;
+        if let Err(fault) = read(stream, inbox, LEAST_READ, began).await {
+            // A last line without an end was not parsed yet, and may be what is wrong.
+            head::parse(inbox, method)?;
+            return Err(fault);
+        }
         began = true;
         // A head ends with a line end: without a new one, parsing again finds nothing new.
         if (before == 0 || inbox[before..].contains(&b'\n'))
