@@ -14,10 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use metadata_proxy_tests::{
     Agent, Footprint, Kind, MetadataAgent, Node, TenantFixture,
-    agent::bpffs_dir,
+    agent::{Builder, bpffs_dir},
     metadata_agent::{Answer, Request},
     raw_http::{Connection, Read},
     stage, tenant_map,
@@ -68,6 +68,8 @@ enum Step {
     Kill,
     /// The agent is stopped in order and started again.
     Restart,
+    /// Another process takes over from the agent.
+    Upgrade,
 }
 
 const STEPS: &[Step] = &[
@@ -85,8 +87,8 @@ const STEPS: &[Step] = &[
     Step::Mistake,
 ];
 
-/// The hot upgrade, `run --takeover`, is to be a step like [`Step::Kill`] once there is one.
-const ENDS: &[Step] = &[Step::Kill, Step::Restart];
+/// What becomes of the agent itself.
+const ENDS: &[Step] = &[Step::Kill, Step::Restart, Step::Upgrade];
 
 /// What became of all requests, at guests and at the upstream.
 #[derive(Default)]
@@ -142,12 +144,7 @@ impl Scene {
     }
 
     fn start(&mut self) -> Result<()> {
-        let agent = stage::builder(&self.node, &self.upstream)
-            .set("audit.interval", "\"1s\"")
-            .set("log.level", "\"warn\"")
-            .set("log.access", "false")
-            .start()?;
-        self.agent = Some(agent);
+        self.agent = Some(builder(&self.node, &self.upstream).start()?);
         Ok(())
     }
 
@@ -245,7 +242,7 @@ fn do_while_asking(scene: &mut Scene, random: &mut Random, step: Step) -> Result
     let kind = Kind::ALL[random.below(3)];
     let chosen = (!scene.tenants.is_empty()).then(|| random.below(scene.tenants.len()));
     let victim = match step {
-        Step::Come | Step::Kill | Step::Restart => None,
+        Step::Come | Step::Kill | Step::Restart | Step::Upgrade => None,
         _ => match chosen {
             Some(index) => Some(scene.tenants.swap_remove(index)),
             None => return Ok(()),
@@ -266,7 +263,9 @@ fn do_while_asking(scene: &mut Scene, random: &mut Random, step: Step) -> Result
             scope.spawn(move || ask_until(tenant, count, ended));
         }
         let done = match (step, victim) {
-            (Step::Kill | Step::Restart, _) => end(agent, node, upstream, step).map(|()| None),
+            (Step::Kill | Step::Restart | Step::Upgrade, _) => {
+                end(agent, node, upstream, step).map(|()| None)
+            }
             (Step::Come, _) if tenants.len() < MOST => TenantFixture::new(node, kind).map(Some),
             (_, Some(victim)) => hurt(victim, step, node, other, count),
             _ => Ok(None),
@@ -280,23 +279,32 @@ fn do_while_asking(scene: &mut Scene, random: &mut Random, step: Step) -> Result
     Ok(())
 }
 
+/// An agent that looks often and says little.
+fn builder(node: &Node, upstream: &MetadataAgent) -> Builder {
+    stage::builder(node, upstream)
+        .set("audit.interval", "\"1s\"")
+        .set("log.level", "\"warn\"")
+        .set("log.access", "false")
+}
+
 fn end(agent: &mut Option<Agent>, node: &Node, upstream: &MetadataAgent, step: Step) -> Result<()> {
     let Some(mut running) = agent.take() else {
         return Ok(());
     };
-    if step == Step::Kill {
-        running.crash()?;
+    let next = builder(node, upstream);
+    *agent = Some(if step == Step::Upgrade {
+        let next = next.taking_over().start()?;
+        let status = running.wait(SOON)?;
+        ensure!(status.success(), "the old agent ended with {status}");
+        next
     } else {
-        running.stop()?;
-    }
-    drop(running);
-    *agent = Some(
-        stage::builder(node, upstream)
-            .set("audit.interval", "\"1s\"")
-            .set("log.level", "\"warn\"")
-            .set("log.access", "false")
-            .start()?,
-    );
+        match step {
+            Step::Kill => running.crash()?,
+            _ => drop(running.stop()?),
+        }
+        drop(running);
+        next.start()?
+    });
     Ok(())
 }
 
@@ -378,7 +386,7 @@ fn hurt(
                 tenant_map::write(node, tenant_map::cookie(&victim.netns)?, entry)?;
             }
         }
-        Step::Come | Step::Kill | Step::Restart => {}
+        Step::Come | Step::Kill | Step::Restart | Step::Upgrade => {}
     }
     if let Some(connection) = &mut earlier {
         ask_over(connection, victim.id, count);
