@@ -100,6 +100,8 @@ const FILES: &[c_long] = &[
     libc::SYS_inotify_rm_watch,
     libc::SYS_linkat,
     libc::SYS_lseek,
+    // What is left with the service manager for the next process.
+    libc::SYS_memfd_create,
     libc::SYS_mkdirat,
     libc::SYS_newfstatat,
     libc::SYS_openat,
