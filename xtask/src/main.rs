@@ -9,6 +9,7 @@ mod drill;
 mod fuzz;
 mod lint;
 mod run;
+mod sbom;
 mod setup;
 mod step;
 mod test;
@@ -43,6 +44,8 @@ enum Xtask {
     Fuzz(fuzz::FuzzArgs),
     /// Runs the namespace tests in virtual machines, one for each kernel
     VmTest(vm::VmTestArgs),
+    /// Writes what the agent is made of, for those who have to know
+    Sbom,
     /// Runs all that CI runs
     Ci,
     /// Boots real guests that get their metadata from the agent
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Xtask::Fuzz(args) => fuzz::run(&args),
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::VmGuest(args) => vm::run_guest(&args),
+        Xtask::Sbom => sbom::run(),
         Xtask::Ci => ci::run(),
     };
     match result {

@@ -4,8 +4,8 @@
 //! It can be called again at any time. Debian packages need root; without, it says what to run.
 
 mod bpf;
+mod cargo_tools;
 mod debian;
-mod deny;
 
 use anyhow::{Result, bail};
 
@@ -24,6 +24,8 @@ pub(crate) enum Purpose {
     Vm,
     /// The checks; one of the tools takes minutes to build
     Lint,
+    /// The list of what the agent is made of; the tool takes minutes to build
+    Sbom,
 }
 
 /// Installs what is missing, or says what to run.
@@ -117,10 +119,17 @@ fn set_up(purposes: &[Purpose]) -> Result<Vec<Item>> {
             name: "BPF clippy",
             found: bpf::clippy(&mut packages)?,
         });
-        items.push(Item {
-            name: "cargo-deny",
-            found: deny::cargo_deny()?,
-        });
+        items.push(cargo_tool(&cargo_tools::DENY)?);
+    }
+    if purposes.contains(&Purpose::Sbom) {
+        items.push(cargo_tool(&cargo_tools::CYCLONEDX)?);
     }
     Ok(items)
+}
+
+fn cargo_tool(tool: &cargo_tools::CargoTool) -> Result<Item> {
+    Ok(Item {
+        name: tool.name(),
+        found: tool.ensure()?,
+    })
 }
