@@ -16,7 +16,6 @@ mod settings;
 mod sockets;
 mod successor;
 mod watchdog;
-pub mod workers;
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -40,7 +39,6 @@ use self::{
     settings::SettingsFactory,
     sockets::{Sockets, Stop},
     successor::Offering,
-    workers::{WorkerThreads, Workers},
 };
 use crate::{
     access::Metrics,
@@ -51,7 +49,7 @@ use crate::{
     discovery::Discovery,
     kernel::{AttachType, Decision, EbpfKernel, Kernel, NetnsCookie, PlainKernel},
     netns::{NetnsId, NetnsThread},
-    serve,
+    serve::{self, Ends, WorkerThreads, Workers},
     service_manager::{self, FdStore, Returned, ServiceManager},
     takeover::OfferedNode,
     tenants::{
@@ -63,17 +61,6 @@ use crate::{
 /// tables hold 10,240 each.
 const RATE_TRACKED: usize = 262_144;
 const RATE_TRACKED_PER_TENANT: usize = 10_240;
-
-/// The two ways in which serving ends.
-#[derive(Clone, Default)]
-pub struct Ends {
-    /// Accept nothing more, finish what is in flight.
-    pub stopping: CancellationToken,
-    /// Drop what is in flight too.
-    pub aborting: CancellationToken,
-    /// Said before `stopping`: another process accepts from here on.
-    pub leaving: CancellationToken,
-}
 
 /// Runs the agent until it is told to end.
 ///

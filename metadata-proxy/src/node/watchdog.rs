@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use super::workers::Workers;
+use crate::serve::Workers;
 use crate::service_manager::ServiceManager;
 
 /// Signs within the time after which the service manager loses patience.

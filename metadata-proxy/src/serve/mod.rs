@@ -10,6 +10,7 @@ mod length_watch;
 mod request;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::sync::{
     Arc,
@@ -17,15 +18,27 @@ use std::sync::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
-pub use self::connection::accept;
+use self::connection::accept;
+pub use self::workers::{WorkerThreads, Workers};
 use crate::{
     access::Metrics,
     admission::{Limits, RateLimiter},
     kernel::Kernel,
-    node::Ends,
     tenants::Probes,
 };
+
+/// The two ways in which serving ends.
+#[derive(Clone, Default)]
+pub struct Ends {
+    /// Accept nothing more, finish what is in flight.
+    pub stopping: CancellationToken,
+    /// Drop what is in flight too.
+    pub aborting: CancellationToken,
+    /// Said before `stopping`: another process accepts from here on.
+    pub leaving: CancellationToken,
+}
 
 /// What all connections of the node share.
 pub struct Node {

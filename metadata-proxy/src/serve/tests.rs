@@ -21,7 +21,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::{Node, accept};
+use super::{Ends, Node, accept};
 use crate::{
     access::Metrics,
     admission::{BoundPolicy, Caps, Limits, QueueLimits, RateLimiter, RateLimits, WindowLimit},
@@ -29,7 +29,6 @@ use crate::{
     identity::Tenant,
     kernel::{Kernel as _, NetnsCookie, fake::FakeKernel},
     listener,
-    node::Ends,
     tenants::{Counters, Service, Settings},
     upstream::{Agent, AgentConfig, Upstream},
 };

@@ -37,7 +37,7 @@ use crate::{
     identity::Tenant,
     kernel::{Engine, Kernel, NetnsCookie},
     netns::{NetnsId, NetnsThread},
-    node::workers::Workers,
+    serve::Workers,
     service_manager::FdStore,
 };
 

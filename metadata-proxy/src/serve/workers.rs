@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::{serve, tenants::Service};
+use super::{Node, accept};
+use crate::tenants::Service;
 
 /// How long open connections may take to be dropped.
 const DROPPED_WITHIN: Duration = Duration::from_secs(1);
@@ -50,7 +51,7 @@ impl Workers {
     /// When a thread or its runtime cannot be made.
     pub fn start(
         count: usize,
-        node: &Arc<serve::Node>,
+        node: &Arc<Node>,
         begin: &CancellationToken,
     ) -> io::Result<(Self, WorkerThreads)> {
         let mut inboxes = Vec::with_capacity(count);
@@ -103,11 +104,7 @@ impl WorkerThreads {
     }
 }
 
-async fn work(
-    mut jobs: mpsc::UnboundedReceiver<Job>,
-    node: Arc<serve::Node>,
-    begin: CancellationToken,
-) {
+async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<Node>, begin: CancellationToken) {
     loop {
         tokio::select! {
             job = jobs.recv() => match job {
@@ -134,12 +131,7 @@ async fn work(
 }
 
 /// Accepts from a listener once it is time to.
-fn listen(
-    listener: TcpListener,
-    service: Arc<Service>,
-    node: Arc<serve::Node>,
-    begin: CancellationToken,
-) {
+fn listen(listener: TcpListener, service: Arc<Service>, node: Arc<Node>, begin: CancellationToken) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => Arc::new(listener),
         Err(error) => {
@@ -155,6 +147,6 @@ fn listen(
             () = node.ends.stopping.cancelled() => return,
             () = begin.cancelled() => {}
         }
-        serve::accept(listener, service, node).await;
+        accept(listener, service, node).await;
     });
 }
