@@ -4,7 +4,6 @@ use std::{
     cell::OnceCell,
     net::SocketAddr,
     num::NonZeroU32,
-    os::fd::BorrowedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,18 +13,17 @@ use metadata_proxy::{
     admission::{BoundPolicy, Caps, Limits, QueueLimits, RateLimiter},
     config::Config,
     identity::Tenant,
-    kernel::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie},
+    kernel::{Kernel as _, PlainKernel},
     listener,
-    node::Ends,
-    serve::{Node, accept},
+    serve::{Ends, Node, accept},
     tenants::{Counters, Service, Settings},
     upstream::{Agent, AgentConfig, Upstream},
 };
-use metadata_proxy_common::{Outcome, TenantKind};
+use metadata_proxy_common::TenantKind;
 use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpStream, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener},
     runtime::Runtime,
     time::timeout,
 };
@@ -217,8 +215,12 @@ fn serve(agent: Agent) -> SocketAddr {
         connections_per_guest: 100,
         requests_per_guest: 100,
     };
+    let kernel = PlainKernel::default();
+    kernel
+        .declare(cookie, TENANT)
+        .expect("nothing keeps it from being declared");
     let node = Node::new(
-        Arc::new(OneTenant(cookie)),
+        Arc::new(kernel),
         Limits::new(caps),
         RateLimiter::new(100, 100),
         Metrics::new(&mut Registry::default()),
@@ -242,55 +244,13 @@ fn serve(agent: Agent) -> SocketAddr {
         Arc::<Counters>::default(),
     );
     service.set_may_forward(true);
-    tokio::spawn(accept(listener, Arc::new(service), Arc::new(node)));
+    let listener = TcpListener::from_std(listener).expect("no runtime");
+    tokio::spawn(accept(
+        Arc::new(listener),
+        Arc::new(service),
+        Arc::new(node),
+    ));
     SocketAddr::from(([127, 0, 0, 1], port))
-}
-
-/// A kernel that knows one tenant, in the namespace of this process.
-struct OneTenant(NetnsCookie);
-
-impl Kernel for OneTenant {
-    fn attach(&self, _: NetnsCookie, device: &Device) -> Result<Attachment, KernelError> {
-        Ok(Attachment {
-            device: device.clone(),
-            attach_type: AttachType::Tcx,
-            made_clsact: false,
-        })
-    }
-
-    fn is_attached(&self, _: &Attachment) -> Result<bool, KernelError> {
-        Ok(true)
-    }
-
-    fn detach(&self, _: NetnsCookie, _: &Attachment) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn forget(&self, _: NetnsCookie) {}
-
-    fn attach_lookup(&self, _: NetnsCookie, _: BorrowedFd<'_>) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn declare(&self, _: NetnsCookie, _: Tenant) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn withdraw(&self, _: NetnsCookie) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError> {
-        Ok((cookie == self.0).then_some(TENANT))
-    }
-
-    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
-        Vec::new()
-    }
-
-    fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {
-        Ok(Vec::new())
-    }
 }
 
 fn count(bytes: &[u8], what: &[u8]) -> usize {

@@ -10,6 +10,8 @@
 //!   faster than the agent accepts, and nothing changes. Otherwise the agent takes no more than it
 //!   had, and the bound is lowered to that (a large one by an eighth at least: connections that the
 //!   agent is done with, and whose answer was not read yet, still count).
+//! - Whether a connection had ended is known a moment late, so pace is no excuse for ever: who is
+//!   refused at the bound time after time, and never gets in there at once, asks for too much.
 //! - A connect that succeeds at the bound while requests wait raises it by one, so the first burst
 //!   finds the bound by itself. Once it was lowered there is a pause between any two steps, which
 //!   grows with each step that had to be taken back and shrinks with each that had not.
@@ -52,6 +54,9 @@ const LONGEST_PAUSE: u32 = 8;
 /// When none gets in for this long, they did not come too fast.
 const OVERDUE: Duration = Duration::from_millis(50);
 
+/// How often in a row pace is the excuse for a refusal at the bound.
+const EXCUSES: u32 = 2;
+
 /// The bound in force.
 #[derive(Debug)]
 pub(super) struct Bound {
@@ -67,6 +72,8 @@ pub(super) struct Bound {
     quiet_until: Option<Instant>,
     /// Whether the last step up had not to be taken back so far.
     on_trial: bool,
+    /// Refusals at the bound that were put down to pace, since somebody got in there at once.
+    excused: u32,
     refusals: u64,
 }
 
@@ -99,6 +106,7 @@ impl Bound {
             pause: 0,
             quiet_until: None,
             on_trial: false,
+            excused: 0,
             refusals: 0,
         }
     }
@@ -157,6 +165,8 @@ impl Bound {
                 refusal.since = clock();
             }
             self.settle(&clock);
+        } else if self.connected >= self.limit {
+            self.excused = 0;
         }
         if pressed {
             self.probe(clock());
@@ -204,7 +214,11 @@ impl Bound {
         let Some(refusal) = self.refusal.take() else {
             return;
         };
-        let too_fast = refusal.closed == 0 || self.connected > refusal.connected + 1;
+        let mut too_fast = refusal.closed == 0 || self.connected > refusal.connected + 1;
+        if too_fast && refusal.connected + 1 >= self.limit {
+            self.excused += 1;
+            too_fast = self.excused <= EXCUSES;
+        }
         if !refusal.judged && !too_fast {
             self.lower(refusal.connected, clock());
         }
@@ -232,6 +246,7 @@ impl Bound {
         if matches!(self.policy, BoundPolicy::Fixed(_)) {
             return;
         }
+        self.excused = 0;
         self.limit = self.limit.min(takes.max(1));
         if std::mem::take(&mut self.on_trial) || !self.is_quiet(now) {
             self.limit -= self.limit / 8;

@@ -67,7 +67,7 @@ enum Ending {
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
-pub(super) async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc<Node>) {
+pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc<Node>) {
     // Held until the last connection is accepted, so that the process waits for those too.
     let _open = Open::new(&node);
     loop {

@@ -20,7 +20,7 @@ use std::sync::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::connection::accept;
+pub use self::connection::accept;
 pub use self::workers::{WorkerThreads, Workers};
 use crate::{
     access::Metrics,
