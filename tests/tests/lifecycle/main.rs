@@ -9,7 +9,6 @@ mod repair;
 
 mod audit;
 mod confined;
-mod container;
 mod drain;
 mod reload;
 mod restart;

@@ -41,11 +41,12 @@ const GUEST: &str = "metadata-proxy-vm-init";
 /// The crates whose tests run on the host as well.
 const SUITES: [&str; 2] = ["metadata-proxy", "metadata-proxy-tests"];
 /// Tests of theirs that are not about the kernel, and would take minutes in each guest: cloud-init
-/// needs a whole system around it (`vm-guest` boots one), the fixtures are what `guest` is here, and
+/// and a container's root need a whole system around them (`vm-guest` boots one), the fixtures are what `guest` is here, and
 /// the others compare words or, beside haproxy, measure.
-const NOT_FOR_GUESTS: [&str; 6] = [
+const NOT_FOR_GUESTS: [&str; 7] = [
     "budget",
     "cloud_init",
+    "container",
     "fixtures",
     "neutron_",
     "service",

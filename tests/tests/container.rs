@@ -1,4 +1,8 @@
 //! With the mounts and capabilities that docs/container.md names, and nothing else, the agent works.
+#![expect(
+    clippy::unwrap_used,
+    reason = "what fails here fails the test, as it should"
+)]
 
 use std::process::Command;
 
@@ -7,6 +11,7 @@ use metadata_proxy_tests::{
     process::run,
     stage::{assert_served_twice, builder, traces_on_node, upstream},
 };
+use nix::mount::{MntFlags, umount2};
 
 /// Makes a root in a mount namespace of its own, and starts there what the arguments say: the node's
 /// directory, then the agent's binary and its arguments. The node's directory stands for /run/netns,
@@ -47,8 +52,8 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if let Err(error) = run(Command::new("umount").args(["--lazy", &self.0])) {
-            eprintln!("cannot unmount {}: {error:#}", self.0);
+        if let Err(error) = umount2(self.0.as_str(), MntFlags::MNT_DETACH) {
+            eprintln!("cannot unmount {}: {error}", self.0);
         }
     }
 }
