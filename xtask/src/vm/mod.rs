@@ -63,8 +63,8 @@ pub(crate) struct VmTestArgs {
     /// Seconds that one test program may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
-    /// Guests at a time
-    #[arg(long, value_name = "COUNT", default_value = "2")]
+    /// Guests at a time; one keeps two processors busy already
+    #[arg(long, value_name = "COUNT", default_value = "1")]
     jobs: NonZeroUsize,
     /// How the guest's processor is had
     #[arg(long, value_enum, default_value_t)]
@@ -142,7 +142,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Boots all of them, a few at a time: a guest waits more than it computes.
+    /// Boots all of them, as many at a time as was asked for.
     fn guests(&self, guests: &[(&Kernel, Variant)]) -> anyhow::Result<Vec<Column>> {
         let next = AtomicUsize::new(0);
         let worker = || {
