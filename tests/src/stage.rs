@@ -19,8 +19,8 @@ use crate::{
 /// How long what must happen may take, on slow and busy machines.
 pub const SOON: Duration = Duration::from_secs(15);
 
-/// Every identity header, and every header that claims a forwarding.
-const CLAIMS: &[&str] = &[
+/// How the names of headers begin that say who asks, or that claim a forwarding.
+pub const CLAIMS: &[&str] = &[
     "x-neutron",
     "x-ovn",
     "x-instance",
@@ -29,6 +29,7 @@ const CLAIMS: &[&str] = &[
     "x-forwarded",
     "forwarded",
     "x-real-ip",
+    "via",
 ];
 
 /// A node, its upstream and its agent; the agent is stopped first.

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use crate::{
-    build::{self, BuildArgs},
-    setup::{self, Purpose},
-    step,
+    build, step,
     workspace::{self, is_root},
 };
 
@@ -43,15 +41,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if !is_root() {
         bail!("the benchmark makes network namespaces and attaches programs: run it as root");
     }
-    setup::ensure(Purpose::Test)?;
     // Load generator and upstream share the machine with what they measure: optimised too.
-    let built = build::build(BuildArgs::default())?;
-    step::run(workspace::cargo("build").args(["--package", PROGRAM, "--release"]))?;
-    let mut command =
-        std::process::Command::new(workspace::target_dir().join("release").join(PROGRAM));
+    let (agent, mut command) = build::beside_agent(PROGRAM)?;
     command
         .arg("--agent")
-        .arg(&built.agent)
+        .arg(&agent)
         .arg("--docs")
         .arg(workspace::root().join("docs"));
     if args.quick {

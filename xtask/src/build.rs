@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Instant,
 };
 
@@ -67,6 +68,16 @@ pub(crate) fn run(args: BuildArgs) -> Result<()> {
     println!("{}\n{}", built.agent.display(), built.stand_in.display());
     println!("built in {}", seconds(start.elapsed()));
     Ok(())
+}
+
+/// Builds the agent as it is installed, and a program of the workspace that makes use of it, optimised
+/// too; sets up what that needs. The agent's path, and the program to run.
+pub(crate) fn beside_agent(program: &str) -> Result<(PathBuf, Command)> {
+    setup::ensure(Purpose::Test)?;
+    let agent = build(BuildArgs::default())?.agent;
+    step::run(workspace::cargo("build").args(["--package", program, "--release"]))?;
+    let program = workspace::target_dir().join("release").join(program);
+    Ok((agent, Command::new(program)))
 }
 
 /// Builds everything that is installed on a node.

@@ -2,12 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{
-    build::{self, BuildArgs},
-    setup::{self, Purpose},
-    step,
-    workspace::{self, is_root},
-};
+use crate::{build, step, workspace::is_root};
 
 /// The program with the drills, and its package.
 const PROGRAM: &str = "metadata-proxy-drill";
@@ -36,14 +31,8 @@ pub(crate) fn run(args: &DrillArgs) -> Result<()> {
     if !args.list && !is_root() {
         bail!("drills make network namespaces and end processes of theirs: run them as root");
     }
-    setup::ensure(Purpose::Test)?;
-    let built = build::build(BuildArgs::default())?;
-    step::run(workspace::cargo("build").args(["--package", PROGRAM, "--release"]))?;
-    let mut command =
-        std::process::Command::new(workspace::target_dir().join("release").join(PROGRAM));
-    command
-        .env("METADATA_PROXY_BIN", &built.agent)
-        .args(&args.name);
+    let (agent, mut command) = build::beside_agent(PROGRAM)?;
+    command.env("METADATA_PROXY_BIN", &agent).args(&args.name);
     for (flag, is_given) in [("--list", args.list), ("--short", args.short)] {
         if is_given {
             command.arg(flag);

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{caps, exposition, settings::SettingsFactory, too_few_files};
+use super::{caps, exposition, open_files, settings::SettingsFactory};
 use crate::{
     admin::{
         Control, ControlError,
@@ -246,7 +246,7 @@ impl NodeControl {
             .factory
             .embedded()
             .and_then(|embedded| embedded.last_error());
-        let files = too_few_files(&self.config.load());
+        let files = open_files::too_few(&self.config.load());
         embedded.into_iter().chain(files).collect()
     }
 }

@@ -10,6 +10,7 @@ mod ending;
 mod exposition;
 mod lines;
 mod logging;
+mod open_files;
 mod prepared;
 mod registrations;
 mod settings;
@@ -21,7 +22,6 @@ use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use sd_notify::NotifyState;
 use tokio::{
@@ -30,28 +30,22 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::{
-    beginning::Beginning,
-    control::NodeControl,
-    prepared::Prepared,
-    settings::SettingsFactory,
-    sockets::{Sockets, Stop},
-    successor::Offering,
+    beginning::Beginning, control::NodeControl, prepared::Prepared, settings::SettingsFactory,
+    sockets::Stop,
 };
 use crate::{
     access::Metrics,
-    admin::AdminServer,
     admission::{Caps, Limits, RateLimiter},
     cli::Start,
     config::{Config, ConfigSources},
     discovery::Discovery,
     kernel::{AttachType, Decision, EbpfKernel, Kernel, NetnsCookie, PlainKernel},
-    netns::{NetnsId, NetnsThread},
+    netns::NetnsThread,
     serve::{self, Ends, WorkerThreads, Workers},
     service_manager::{self, FdStore, Returned, ServiceManager},
-    takeover::OfferedNode,
     tenants::{
         Backoff, Command, OnSettled, Registry, RegistryHandle, RegistryParts, Repairs, SettingsOf,
     },
@@ -71,8 +65,8 @@ pub fn run(config: Config, sources: ConfigSources, start: Start) -> anyhow::Resu
     confine::drop_capabilities()?;
     confine::start_allocator_thread();
     let _logging = logging::start(&config.log)?;
-    raise_file_limit();
-    if let Some(warning) = too_few_files(&config) {
+    open_files::raise_limit();
+    if let Some(warning) = open_files::too_few(&config) {
         warn!("{warning}");
     }
     let returned = service_manager::returned().context("what the service manager keeps for us")?;
@@ -84,15 +78,6 @@ pub fn run(config: Config, sources: ConfigSources, start: Start) -> anyhow::Resu
         let node = Running::start(config, sources, start, returned).await?;
         node.until_ended().await
     })
-}
-
-/// As many files as we may: a listener and a netlink socket for each tenant, and the connections.
-fn raise_file_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!(%error, "cannot raise the limit of open files to what is allowed");
-    }
 }
 
 /// The agent while it runs.
@@ -258,7 +243,7 @@ impl Running {
         });
         confine::filter_syscalls(config.load().security.seccomp)?;
         let sockets_stop = Stop::default();
-        let successor = serve_sockets(
+        let successor = sockets::serve(
             sockets,
             &control,
             &manager,
@@ -336,55 +321,6 @@ async fn successor(taken: &mut Option<oneshot::Receiver<i32>>) -> i32 {
     std::future::pending().await
 }
 
-/// Serves the sockets of the process itself. Tells of a successor, if one can come.
-fn serve_sockets(
-    mut sockets: Sockets,
-    control: &Arc<NodeControl>,
-    manager: &ServiceManager,
-    inherited: HashSet<NetnsId>,
-    stop: &Stop,
-    tasks: &mut Vec<JoinHandle<()>>,
-) -> anyhow::Result<Option<oneshot::Receiver<i32>>> {
-    let duplicates = sockets
-        .duplicates()
-        .context("no descriptors for a successor")?;
-    let mut successor = None;
-    if let (Some(duplicates), Some(listener)) = (duplicates, sockets.successor.take()) {
-        let offering = Offering {
-            node: offered(&control.config.load(), &control.engine, manager),
-            sockets: duplicates,
-            registry: control.registry.clone(),
-            serving: Arc::clone(&control.node),
-        };
-        let (task, taken) = successor::offer(listener, offering, stop.clone())
-            .context("cannot wait for successors")?;
-        tasks.push(task);
-        successor = Some(taken);
-    }
-    tasks.push(registrations::serve_registrations(
-        sockets.register,
-        &control.config,
-        &control.registry,
-        inherited,
-        stop.clone(),
-    )?);
-    tasks.push(serve_operators(sockets.admin, Arc::clone(control), stop));
-    Ok(successor)
-}
-
-/// What a successor must have in common with this process.
-fn offered(config: &Config, engine: &Decision, manager: &ServiceManager) -> OfferedNode {
-    let watchdog = manager.watchdog();
-    OfferedNode {
-        engine: engine.engine.word().to_owned(),
-        port: config.listener.port,
-        bpffs_dir: config.steering.bpffs_dir.clone(),
-        register_socket: config.admin.register_socket.clone(),
-        notify_socket: manager.socket().map(str::to_owned),
-        watchdog_ms: watchdog.and_then(|it| u64::try_from(it.as_millis()).ok()),
-    }
-}
-
 /// What is to be done once everything is served that was found first.
 async fn settle_in(
     mut is_scanned: watch::Receiver<bool>,
@@ -454,28 +390,10 @@ fn worker_count(config: &Config) -> usize {
     }
 }
 
-/// Most connections for which there may be file descriptors: half of what this process may have. The
-/// other half is for tenants and upstreams, without which connections are of no use to anybody.
-fn connections_borne() -> u32 {
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
-    u32::try_from(limit / 2).unwrap_or(u32::MAX)
-}
-
-/// What is to be said if there are not descriptors for as many connections as are configured.
-fn too_few_files(config: &Config) -> Option<String> {
-    let (wanted, borne) = (config.limits.connections, connections_borne());
-    (usize::try_from(borne).is_ok_and(|borne| borne < wanted)).then(|| {
-        format!(
-            "the limit of open files bears {borne} connections, not limits.connections = {wanted}: \
-             raise LimitNOFILE"
-        )
-    })
-}
-
 fn caps(config: &Config) -> Caps {
     let bounded = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Caps {
-        connections: bounded(config.limits.connections).min(connections_borne()),
+        connections: bounded(config.limits.connections).min(open_files::connections_borne()),
         connections_per_tenant: bounded(config.limits.connections_per_tenant),
         connections_per_guest: bounded(config.limits.connections_per_guest),
         requests_per_guest: bounded(config.limits.requests_in_flight_per_guest),
@@ -489,14 +407,4 @@ fn discover(discovery: Discovery) -> (JoinHandle<()>, watch::Receiver<bool>) {
         scanned.send_replace(true);
     });
     (tokio::spawn(discovering), is_scanned)
-}
-
-/// Serves the admin socket.
-fn serve_operators(admin: AdminServer, control: Arc<NodeControl>, stop: &Stop) -> JoinHandle<()> {
-    let Stop { stop, leave, .. } = stop.clone();
-    tokio::spawn(async move {
-        if let Err(error) = admin.leaving(leave).serve(control, stop).await {
-            error!(%error, "the admin socket is not served");
-        }
-    })
 }

@@ -1,14 +1,32 @@
-//! The sockets for operators, stand-ins and successors: bound by this process, or by the one before.
+//! The sockets for operators, stand-ins and successors: bound by this process, or by the one before,
+//! and served.
 
 use std::{
+    collections::HashSet,
     io,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
 };
 
+use anyhow::Context as _;
+use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
-use crate::{admin::AdminServer, config::Config, register, takeover};
+use super::{
+    control::NodeControl,
+    registrations,
+    successor::{self, Offering},
+};
+use crate::{
+    admin::AdminServer,
+    config::Config,
+    kernel::Decision,
+    netns::NetnsId,
+    register,
+    service_manager::ServiceManager,
+    takeover::{self, OfferedNode},
+};
 
 /// How sockets cease to be served.
 #[derive(Clone, Default)]
@@ -81,4 +99,63 @@ impl Sockets {
             again(successor)?,
         ]))
     }
+}
+
+/// Serves all of them. Tells of a successor, if one can come.
+pub(super) fn serve(
+    mut sockets: Sockets,
+    control: &Arc<NodeControl>,
+    manager: &ServiceManager,
+    inherited: HashSet<NetnsId>,
+    stop: &Stop,
+    tasks: &mut Vec<JoinHandle<()>>,
+) -> anyhow::Result<Option<oneshot::Receiver<i32>>> {
+    let duplicates = sockets
+        .duplicates()
+        .context("no descriptors for a successor")?;
+    let mut successor = None;
+    if let (Some(duplicates), Some(listener)) = (duplicates, sockets.successor.take()) {
+        let offering = Offering {
+            node: offered(&control.config.load(), &control.engine, manager),
+            sockets: duplicates,
+            registry: control.registry.clone(),
+            serving: Arc::clone(&control.node),
+        };
+        let (task, taken) = successor::offer(listener, offering, stop.clone())
+            .context("cannot wait for successors")?;
+        tasks.push(task);
+        successor = Some(taken);
+    }
+    tasks.push(registrations::serve_registrations(
+        sockets.register,
+        &control.config,
+        &control.registry,
+        inherited,
+        stop.clone(),
+    )?);
+    tasks.push(serve_operators(sockets.admin, Arc::clone(control), stop));
+    Ok(successor)
+}
+
+/// What a successor must have in common with this process.
+fn offered(config: &Config, engine: &Decision, manager: &ServiceManager) -> OfferedNode {
+    let watchdog = manager.watchdog();
+    OfferedNode {
+        engine: engine.engine.word().to_owned(),
+        port: config.listener.port,
+        bpffs_dir: config.steering.bpffs_dir.clone(),
+        register_socket: config.admin.register_socket.clone(),
+        notify_socket: manager.socket().map(str::to_owned),
+        watchdog_ms: watchdog.and_then(|it| u64::try_from(it.as_millis()).ok()),
+    }
+}
+
+/// Serves the admin socket.
+fn serve_operators(admin: AdminServer, control: Arc<NodeControl>, stop: &Stop) -> JoinHandle<()> {
+    let Stop { stop, leave, .. } = stop.clone();
+    tokio::spawn(async move {
+        if let Err(error) = admin.leaving(leave).serve(control, stop).await {
+            error!(%error, "the admin socket is not served");
+        }
+    })
 }

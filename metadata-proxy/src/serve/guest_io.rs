@@ -257,6 +257,33 @@ mod tests {
     /// More than the guest's side takes before it is read.
     const ANSWER: usize = 64 << 10;
 
+    /// What a socket looks at and sets.
+    #[derive(Default)]
+    struct GuestState {
+        is_last: AtomicBool,
+        has_both_lengths: AtomicBool,
+        stopping: CancellationToken,
+    }
+
+    impl GuestState {
+        fn io(&self, stream: TcpStream, patience: Duration) -> GuestIo<'_> {
+            let Self {
+                is_last,
+                has_both_lengths,
+                stopping,
+            } = self;
+            GuestIo::new(stream, patience, is_last, has_both_lengths, stopping)
+        }
+    }
+
+    /// A connection of loopback: the guest's end, and ours.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap());
+        let (guest, accepted) = tokio::join!(guest, listener.accept());
+        (guest.unwrap(), accepted.unwrap().0)
+    }
+
     /// A connection to a guest that takes little before it reads.
     async fn to_a_slow_guest() -> (TcpStream, TcpStream) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -275,16 +302,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_not_over_before_the_guest_has_taken_everything() {
-        let (is_last, one_length) = (AtomicBool::new(false), AtomicBool::new(false));
-        let going_on = CancellationToken::new();
+        let guest_state = GuestState::default();
         let (mut guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(
-            stream,
-            Duration::from_secs(30),
-            &is_last,
-            &one_length,
-            &going_on,
-        );
+        let mut io = guest_state.io(stream, Duration::from_secs(30));
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         let mut leaving = Box::pin(io.shutdown());
         assert!(
@@ -301,28 +321,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_takes_nothing_or_is_gone_is_not_waited_for() {
-        let (is_last, one_length) = (AtomicBool::new(false), AtomicBool::new(false));
-        let going_on = CancellationToken::new();
+        let guest_state = GuestState::default();
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(
-            stream,
-            Duration::from_millis(50),
-            &is_last,
-            &one_length,
-            &going_on,
-        );
+        let mut io = guest_state.io(stream, Duration::from_millis(50));
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         io.shutdown().await.unwrap();
         drop(guest);
 
         let (guest, stream) = to_a_slow_guest().await;
-        let mut io = GuestIo::new(
-            stream,
-            Duration::from_secs(30),
-            &is_last,
-            &one_length,
-            &going_on,
-        );
+        let mut io = guest_state.io(stream, Duration::from_secs(30));
         io.write_all(&vec![b'x'; ANSWER]).await.unwrap();
         // With bytes unread, this is a reset.
         drop(guest);
@@ -334,21 +341,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_never_reads_is_given_up_on() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let guest = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let going_on = CancellationToken::new();
-        let is_last = AtomicBool::new(false);
-        let one_length = AtomicBool::new(false);
-        let mut io = GuestIo::new(
-            stream,
-            Duration::from_millis(50),
-            &is_last,
-            &one_length,
-            &going_on,
-        );
+        let (guest, stream) = connected().await;
+        let guest_state = GuestState::default();
+        let mut io = guest_state.io(stream, Duration::from_millis(50));
         let endless = vec![0; 1 << 20];
         let error = loop {
             if let Err(error) = io.write_all(&endless).await {
@@ -370,22 +365,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_answer_is_sent_with_the_end_of_the_connection() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let guest = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
+        let (guest, stream) = connected().await;
         stream.set_nodelay(true).unwrap();
-        let going_on = CancellationToken::new();
-        let is_last = AtomicBool::new(true);
-        let one_length = AtomicBool::new(false);
-        let mut io = GuestIo::new(
-            stream,
-            Duration::from_secs(5),
-            &is_last,
-            &one_length,
-            &going_on,
-        );
+        let guest_state = GuestState::default();
+        guest_state.is_last.store(true, Ordering::Relaxed);
+        let mut io = guest_state.io(stream, Duration::from_secs(5));
         io.write_all(b"answer").await.unwrap();
         assert_eq!(unsent(&io.stream), 6);
         io.shutdown().await.unwrap();

@@ -5,6 +5,7 @@
 
 mod connection;
 mod guest_io;
+mod in_flight;
 mod leaving;
 mod length_watch;
 mod request;

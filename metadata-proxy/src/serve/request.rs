@@ -7,7 +7,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
-use super::connection::Guest;
+use super::{connection::Guest, in_flight::InFlight};
 use crate::{
     access::{Access, Recorded},
     admission::{Refusal, RequestToken, Verdict},
@@ -235,38 +235,10 @@ async fn steps(
         .await?;
     Ok(answer.map(|body| match body {
         AnswerBody::Full(_) => body,
-        AnswerBody::Streaming(rest) => AnswerBody::Streaming(Box::pin(InFlight {
-            rest,
-            _token: in_flight,
-        })),
+        AnswerBody::Streaming(rest) => {
+            AnswerBody::Streaming(Box::pin(InFlight::new(rest, in_flight)))
+        }
     }))
-}
-
-/// A long answer, whose request is in flight until the guest has taken it: else a guest that takes
-/// nothing could have as many as it has connections.
-struct InFlight {
-    rest: std::pin::Pin<Box<dyn hyper::body::Body<Data = Bytes, Error = UpstreamError> + Send>>,
-    _token: RequestToken,
-}
-
-impl hyper::body::Body for InFlight {
-    type Data = Bytes;
-    type Error = UpstreamError;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, UpstreamError>>> {
-        self.rest.as_mut().poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.rest.size_hint()
-    }
 }
 
 /// Refuses chunks beside a length, which the parser has hidden.

@@ -22,7 +22,6 @@ use std::{
     },
     path::PathBuf,
     pin::Pin,
-    sync::Arc,
     time::Duration,
 };
 
@@ -34,14 +33,13 @@ use tokio::{
 };
 
 use super::{
-    Answer, AnswerBody, RetryReason, Spent, Timeouts, UpstreamError, UpstreamSnapshot, answer,
+    Answer, RetryReason, Spent, Timeouts, UpstreamError,
     backoff::Backoff,
-    counters::Counters,
-    turn,
-    wire::{self, Body, Fault, Keep, Room, Streaming, Terms},
+    remote::Remote,
+    wire::{self, Fault, Keep},
 };
 use crate::{
-    admission::{BoundPolicy, Permit, Queue, QueueLimits},
+    admission::{BoundPolicy, Permit, QueueLimits},
     rewrite::Outgoing,
 };
 
@@ -60,13 +58,10 @@ pub struct AgentConfig {
 
 /// Neutron's metadata agent.
 pub struct Agent {
-    name: Arc<str>,
+    pub(super) remote: Remote,
     path: PathBuf,
     address: SockAddr,
     max_request_bytes: usize,
-    queue: Arc<Queue>,
-    counters: Counters,
-    room: Room,
 }
 
 /// How often a request may be sent again that the agent went away from without reading it.
@@ -101,43 +96,16 @@ impl Agent {
     /// # Errors
     /// If the path cannot be a unix socket's (longer than 107 bytes, or with a NUL byte).
     pub fn new(config: AgentConfig) -> io::Result<Self> {
+        let name = config.path.display().to_string();
         Ok(Self {
-            name: config.path.display().to_string().into(),
+            remote: Remote::new(name, config.bound, config.waiting),
             address: SockAddr::unix(&config.path)?,
             path: config.path,
             max_request_bytes: config.max_request_bytes,
-            queue: Queue::new(config.bound, config.waiting),
-            counters: Counters::default(),
-            room: Room::default(),
         })
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) const fn queue(&self) -> &Arc<Queue> {
-        &self.queue
-    }
-
-    pub(super) fn snapshot(&self) -> UpstreamSnapshot {
-        self.counters.snapshot(self.queue.snapshot())
-    }
-
     pub(super) async fn ask(
-        &self,
-        request: &Outgoing,
-        timeouts: Timeouts,
-        started: Instant,
-        spent: &mut Spent,
-        leaving: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Answer, UpstreamError> {
-        let outcome = self.asked(request, timeouts, started, spent, leaving).await;
-        self.counters.outcome(&outcome);
-        outcome
-    }
-
-    async fn asked(
         &self,
         request: &Outgoing,
         timeouts: Timeouts,
@@ -147,16 +115,8 @@ impl Agent {
     ) -> Result<Answer, UpstreamError> {
         let message = self.message(request)?;
         let leaves = leaving.as_mut();
-        let mut permit = turn(
-            &self.queue,
-            &self.name,
-            request,
-            started,
-            timeouts,
-            spent,
-            leaves,
-        )
-        .await?;
+        let turn = self.remote.turn(request, started, timeouts, spent, leaves);
+        let mut permit = turn.await?;
         let mut course = Course {
             deadline: started + timeouts.connect,
             full: Backoff::for_full_backlog(),
@@ -170,14 +130,17 @@ impl Agent {
                 .await?;
             let unsent = &message[written..];
             match wire::exchange(&mut stream, unsent, &request.method, timeouts.server).await {
-                Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
+                Ok(received) => {
+                    let remote = &self.remote;
+                    return Ok(remote.answer(received, stream, Never, permit, timeouts));
+                }
                 Err(fault) => {
                     drop(stream);
                     permit.closed();
                     let Some(reason) = self.repeat(&fault, request, &mut course).await else {
-                        return Err(fault.into_error(&self.name, timeouts.server));
+                        return Err(self.remote.fault(fault, timeouts));
                     };
-                    self.count(reason, spent);
+                    self.remote.retried(reason, spent);
                     // The agent gets the time to come back that it gets for any other request.
                     course.deadline = Instant::now() + timeouts.connect;
                 }
@@ -236,7 +199,7 @@ impl Agent {
                 biased;
                 goes_on = pause => goes_on,
                 () = leaving.as_mut() => {
-                    return Err(UpstreamError::GuestLeft { upstream: self.name.to_string() });
+                    return Err(self.remote.guest_left());
                 }
             };
             if !goes_on {
@@ -245,7 +208,7 @@ impl Agent {
             if reason == RetryReason::Unread {
                 course.unread += 1;
             }
-            self.count(reason, spent);
+            self.remote.retried(reason, spent);
         }
     }
 
@@ -325,50 +288,13 @@ impl Agent {
         })
     }
 
-    fn answer(
-        &self,
-        received: wire::Received,
-        stream: UnixStream,
-        permit: Permit,
-        timeouts: Timeouts,
-    ) -> Answer {
-        let body = match received.body {
-            Body::Whole { bytes, .. } => {
-                // Closed first: the permit says that the agent is free for the next.
-                drop(stream);
-                drop(permit);
-                AnswerBody::Full(bytes)
-            }
-            Body::Rest(rest) => AnswerBody::Streaming(Box::pin(Streaming::new(
-                stream,
-                rest,
-                Terms {
-                    keep: Never,
-                    permit,
-                    room: self.room.clone(),
-                    upstream: Arc::clone(&self.name),
-                    server: timeouts.server,
-                },
-            ))),
-        };
-        answer(received.head, body)
-    }
-
-    fn count(&self, reason: RetryReason, spent: &mut Spent) {
-        self.counters.retry(reason);
-        spent.retries += 1;
-    }
-
     fn unreachable(&self, source: io::Error) -> UpstreamError {
         let source = if source.kind() == io::ErrorKind::PermissionDenied {
             self.explain_denial(&source)
         } else {
             source
         };
-        UpstreamError::Unreachable {
-            upstream: self.name.to_string(),
-            source,
-        }
+        self.remote.unreachable(source)
     }
 
     /// Says whose the socket is: its mode lets only its owner, or root, connect (quirk 9).

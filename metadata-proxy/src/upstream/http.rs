@@ -5,7 +5,7 @@
 //! - A kept connection ended before any byte of an answer: the server had closed it meanwhile.
 //!   Only idempotent methods are sent over kept connections, so this is once, on a fresh one.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
@@ -14,15 +14,14 @@ use tokio::{
 };
 
 use super::{
-    Answer, AnswerBody, RetryReason, Spent, Timeouts, UpstreamError, UpstreamSnapshot, answer,
+    Answer, RetryReason, Spent, Timeouts, UpstreamError,
     backoff::Backoff,
-    counters::Counters,
     pool::Pool,
-    turn,
-    wire::{self, Body, Fault, Keep, Room, Streaming, Terms},
+    remote::Remote,
+    wire::{self, Keep},
 };
 use crate::{
-    admission::{BoundPolicy, Permit, Queue, QueueLimits},
+    admission::{BoundPolicy, QueueLimits},
     rewrite::Outgoing,
 };
 
@@ -46,40 +45,23 @@ pub struct HttpConfig {
 
 /// An HTTP server.
 pub struct Http {
-    name: Arc<str>,
+    pub(super) remote: Remote,
     endpoint: SocketAddr,
     patience: Duration,
     pool: Pool,
-    queue: Arc<Queue>,
-    counters: Counters,
-    room: Room,
 }
 
 impl Http {
     /// Prepares to ask; connects to nothing yet.
     #[must_use]
     pub fn new(config: &HttpConfig) -> Self {
+        let name = format!("http://{}", config.endpoint);
         Self {
-            name: format!("http://{}", config.endpoint).into(),
+            remote: Remote::new(name, config.bound, config.waiting),
             endpoint: config.endpoint,
             patience: config.patience,
             pool: Pool::new(config.most_idle, config.longest_idle),
-            queue: Queue::new(config.bound, config.waiting),
-            counters: Counters::default(),
-            room: Room::default(),
         }
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) const fn queue(&self) -> &Arc<Queue> {
-        &self.queue
-    }
-
-    pub(super) fn snapshot(&self) -> UpstreamSnapshot {
-        self.counters.snapshot(self.queue.snapshot())
     }
 
     pub(super) async fn ask(
@@ -90,29 +72,9 @@ impl Http {
         spent: &mut Spent,
         leaving: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Answer, UpstreamError> {
-        let outcome = self.asked(request, timeouts, started, spent, leaving).await;
-        self.counters.outcome(&outcome);
-        outcome
-    }
-
-    async fn asked(
-        &self,
-        request: &Outgoing,
-        timeouts: Timeouts,
-        started: Instant,
-        spent: &mut Spent,
-        leaving: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Answer, UpstreamError> {
-        let mut permit = turn(
-            &self.queue,
-            &self.name,
-            request,
-            started,
-            timeouts,
-            spent,
-            leaving,
-        )
-        .await?;
+        let remote = &self.remote;
+        let turn = remote.turn(request, started, timeouts, spent, leaving);
+        let mut permit = turn.await?;
         let mut message = BytesMut::with_capacity(1_024);
         request.encode("keep-alive", &mut message);
         let (method, server) = (&request.method, timeouts.server);
@@ -125,19 +87,21 @@ impl Http {
         if let Some(mut stream) = kept {
             permit.opened();
             match wire::exchange(&mut stream, &message, method, server).await {
-                Ok(received) => return Ok(self.answer(received, stream, permit, timeouts)),
+                Ok(received) => {
+                    return Ok(remote.answer(received, stream, self.pool, permit, timeouts));
+                }
                 Err(fault) if fault.is_unanswered() => {
                     permit.closed();
-                    self.count(RetryReason::Stale, spent);
+                    remote.retried(RetryReason::Stale, spent);
                 }
-                Err(fault) => return Err(self.fault(fault, timeouts)),
+                Err(fault) => return Err(remote.fault(fault, timeouts)),
             }
         }
         let mut stream = self.connect(started + timeouts.connect, spent).await?;
         permit.opened();
         let received = wire::exchange(&mut stream, &message, method, server).await;
-        let received = received.map_err(|fault| self.fault(fault, timeouts))?;
-        Ok(self.answer(received, stream, permit, timeouts))
+        let received = received.map_err(|fault| remote.fault(fault, timeouts))?;
+        Ok(remote.answer(received, stream, self.pool, permit, timeouts))
     }
 
     async fn connect(
@@ -151,61 +115,16 @@ impl Http {
             let source = match timeout_at(deadline, TcpStream::connect(self.endpoint)).await {
                 Ok(Ok(stream)) => match stream.set_nodelay(true) {
                     Ok(()) => return Ok(stream),
-                    Err(source) => return Err(self.unreachable(source)),
+                    Err(source) => return Err(self.remote.unreachable(source)),
                 },
                 Ok(Err(source)) => source,
-                Err(_) => return Err(self.unreachable(io::ErrorKind::TimedOut.into())),
+                Err(_) => return Err(self.remote.unreachable(io::ErrorKind::TimedOut.into())),
             };
             let refused = source.kind() == io::ErrorKind::ConnectionRefused;
             if !refused || !backoff.pause(patience).await {
-                return Err(self.unreachable(source));
+                return Err(self.remote.unreachable(source));
             }
-            self.count(RetryReason::Absent, spent);
-        }
-    }
-
-    fn answer(
-        &self,
-        received: wire::Received,
-        stream: TcpStream,
-        permit: Permit,
-        timeouts: Timeouts,
-    ) -> Answer {
-        let body = match received.body {
-            Body::Whole { bytes, reusable } => {
-                if reusable {
-                    self.pool.put(stream);
-                }
-                AnswerBody::Full(bytes)
-            }
-            Body::Rest(rest) => AnswerBody::Streaming(Box::pin(Streaming::new(
-                stream,
-                rest,
-                Terms {
-                    keep: self.pool,
-                    permit,
-                    room: self.room.clone(),
-                    upstream: Arc::clone(&self.name),
-                    server: timeouts.server,
-                },
-            ))),
-        };
-        answer(received.head, body)
-    }
-
-    fn count(&self, reason: RetryReason, spent: &mut Spent) {
-        self.counters.retry(reason);
-        spent.retries += 1;
-    }
-
-    fn fault(&self, fault: Fault, timeouts: Timeouts) -> UpstreamError {
-        fault.into_error(&self.name, timeouts.server)
-    }
-
-    fn unreachable(&self, source: io::Error) -> UpstreamError {
-        UpstreamError::Unreachable {
-            upstream: self.name.to_string(),
-            source,
+            self.remote.retried(RetryReason::Absent, spent);
         }
     }
 }

@@ -12,17 +12,13 @@ pub mod embedded;
 mod error;
 mod http;
 mod pool;
+mod remote;
 mod wire;
 
-use std::{
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use self::counters::Counters;
 pub use self::{
     agent::{Agent, AgentConfig},
     answer::{Answer, AnswerBody},
@@ -30,8 +26,9 @@ pub use self::{
     error::UpstreamError,
     http::{Http, HttpConfig},
 };
+use self::{counters::Counters, remote::Remote};
 use crate::{
-    admission::{BoundPolicy, Permit, Queue, QueueError, QueueLimits, QueueSnapshot},
+    admission::{BoundPolicy, QueueLimits, QueueSnapshot},
     rewrite::Outgoing,
 };
 
@@ -98,18 +95,26 @@ impl Upstream {
             Self::Http(http) => http.ask(request, timeouts, started, spent, leaving).await,
             Self::Embedded(embedded) => Ok(embedded.answer(request)),
         };
+        if let Some(remote) = self.remote() {
+            remote.count(&outcome);
+        }
         spent.upstream = started.elapsed().saturating_sub(spent.queued);
         outcome
+    }
+
+    /// What it has if it is outside of this process.
+    const fn remote(&self) -> Option<&Remote> {
+        match self {
+            Self::Agent(agent) => Some(&agent.remote),
+            Self::Http(http) => Some(&http.remote),
+            Self::Embedded(_) => None,
+        }
     }
 
     /// Which upstream: a socket path or an address, for logs and status.
     #[must_use]
     pub fn name(&self) -> &str {
-        match self {
-            Self::Agent(agent) => agent.name(),
-            Self::Http(http) => http.name(),
-            Self::Embedded(_) => "embedded",
-        }
+        self.remote().map_or("embedded", Remote::name)
     }
 
     /// The word for its kind in configuration, logs and metrics.
@@ -125,68 +130,16 @@ impl Upstream {
     /// What it did so far.
     #[must_use]
     pub fn snapshot(&self) -> UpstreamSnapshot {
-        match self {
-            Self::Agent(agent) => agent.snapshot(),
-            Self::Http(http) => http.snapshot(),
-            Self::Embedded(_) => Counters::default().snapshot(QueueSnapshot::default()),
-        }
+        let nothing = || Counters::default().snapshot(QueueSnapshot::default());
+        self.remote().map_or_else(nothing, Remote::snapshot)
     }
 
     /// Puts other bounds of the queue in force; who waits goes on waiting.
     pub fn reconfigure(&self, bound: BoundPolicy, waiting: QueueLimits) {
-        match self {
-            Self::Agent(agent) => agent.queue().reconfigure(bound, waiting),
-            Self::Http(http) => http.queue().reconfigure(bound, waiting),
-            Self::Embedded(_) => {}
+        if let Some(remote) = self.remote() {
+            remote.reconfigure(bound, waiting);
         }
     }
-}
-
-/// Waits for a request's turn.
-async fn turn(
-    queue: &Arc<Queue>,
-    upstream: &str,
-    request: &Outgoing,
-    started: Instant,
-    timeouts: Timeouts,
-    spent: &mut Spent,
-    leaving: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Permit, UpstreamError> {
-    if let Some(permit) = queue.try_acquire() {
-        return Ok(permit);
-    }
-    let tenant = request.identity.tenant();
-    let outcome = tokio::select! {
-        biased;
-        outcome = queue.acquire(tenant, request.guest, started + timeouts.connect) => Some(outcome),
-        () = leaving => None,
-    };
-    spent.queued = started.elapsed();
-    let Some(outcome) = outcome else {
-        return Err(UpstreamError::GuestLeft {
-            upstream: upstream.to_owned(),
-        });
-    };
-    outcome.map_err(|error| match error {
-        QueueError::Full | QueueError::TenantFull => UpstreamError::QueueFull {
-            upstream: upstream.to_owned(),
-        },
-        QueueError::TimedOut => UpstreamError::QueueTimedOut {
-            upstream: upstream.to_owned(),
-            waited: spent.queued,
-        },
-    })
-}
-
-/// The answer's head, and its body if that is there.
-fn answer<T>(head: wire::Head, body: T) -> ::http::Response<T> {
-    let mut answer = ::http::Response::new(body);
-    *answer.status_mut() = head.status;
-    *answer.headers_mut() = head.headers;
-    if let Some(reason) = head.reason {
-        answer.extensions_mut().insert(reason);
-    }
-    answer
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ mod storms;
 use std::{
     io::Read as _,
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use http::{Method, StatusCode};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::upstream::{
-    Upstream,
+    AnswerBody, Upstream,
     fixture::{FixtureAgent, Reply, WIDE, adaptive, from, ok, request, until},
 };
 

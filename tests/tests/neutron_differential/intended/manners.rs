@@ -1,6 +1,8 @@
 //! Differences in how a request is passed on and how an answer is worded; what becomes of both is
 //! the same.
 
+use metadata_proxy_tests::stage::CLAIMS;
+
 use super::{
     Applies::{Absent, Agent, Answered, Server},
     Covers::Aspects,
@@ -37,19 +39,6 @@ const WRITTEN: &[&str] = &[
     "transfer-encoding",
     "x-forwarded-for",
     "x-ovn-network-id",
-];
-
-/// Headers that say who asks.
-const CLAIMS: &[&str] = &[
-    "x-neutron",
-    "x-ovn",
-    "x-instance",
-    "x-tenant",
-    "x-metadata",
-    "x-forwarded",
-    "forwarded",
-    "x-real-ip",
-    "via",
 ];
 
 /// The name of a header that haproxy passes on and we do not.
