@@ -128,18 +128,8 @@ impl Qemu {
             .arg("-initrd")
             .arg(&machine.initrd)
             .args(["-append", &machine.command_line])
-            .args(&machine.devices)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        die_with_us(&mut command);
-        let mut child = command.spawn().context("starting QEMU")?;
-        let console = child.stdout.take().context("QEMU's console is piped")?;
-        let complaints = child.stderr.take().context("QEMU's errors are piped")?;
-        Ok(Running {
-            child,
-            lines: lines(console, complaints, log)?,
-        })
+            .args(&machine.devices);
+        Running::start(command, log)
     }
 }
 
@@ -163,6 +153,22 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// Starts a program whose output is a console, kept in `log` as well.
+    fn start(mut command: Command, log: &Path) -> anyhow::Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        die_with_us(&mut command);
+        let mut child = command.spawn().context("starting QEMU")?;
+        let console = child.stdout.take().context("QEMU's console is piped")?;
+        let complaints = child.stderr.take().context("QEMU's errors are piped")?;
+        Ok(Self {
+            child,
+            lines: lines(console, complaints, log)?,
+        })
+    }
+
     /// The next line of the console; `None` when the machine is off, an error at the deadline.
     pub(super) fn next_line(&self, deadline: Instant) -> Result<Option<String>, Hangs> {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -239,4 +245,39 @@ pub(super) fn ensure_usable(accel: Accel) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_says_nothing_more_hangs_and_is_stopped_and_its_console_is_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = folder.path().join("console.log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo booting; exec sleep 1000"]);
+        let running = Running::start(command, &log).expect("sh");
+        let soon = || Instant::now() + Duration::from_secs(10);
+        let line = running.next_line(soon()).expect("a line");
+        assert_eq!(line.as_deref(), Some("booting"));
+        let hangs = running.next_line(Instant::now() + Duration::from_millis(50));
+        assert!(hangs.is_err(), "{hangs:?}");
+        let process = PathBuf::from(format!("/proc/{}", running.child.id()));
+        assert!(process.exists());
+        drop(running);
+        assert!(!process.exists());
+        let console = fs::read_to_string(&log).expect("the console's log");
+        assert!(console.contains("booting"), "{console}");
+    }
+
+    #[test]
+    fn a_machine_that_ends_is_not_taken_for_one_that_hangs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let running = Running::start(Command::new("true"), &folder.path().join("log"));
+        let line = running
+            .expect("true")
+            .next_line(Instant::now() + Duration::from_secs(10));
+        assert!(matches!(line, Ok(None)), "{line:?}");
+    }
 }
