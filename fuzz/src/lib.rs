@@ -12,8 +12,9 @@ mod reader;
 mod register;
 mod request;
 mod steer;
+mod takeover;
 
 pub use self::{
     admin::admin, configuration::configuration, haproxy_cfg::haproxy_cfg, register::register,
-    request::request, steer::steer,
+    request::request, steer::steer, takeover::takeover,
 };

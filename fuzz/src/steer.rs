@@ -29,14 +29,24 @@ pub fn steer(data: &[u8]) {
         let before = total(kernel);
         let run = match kernel.run_steer(data, 1) {
             Ok(run) => run,
-            // The kernel itself takes some frames for none that could arrive.
-            Err(error) if error.to_string().contains(NOT_RUN) => return,
+            Err(error) if error.to_string().contains(NOT_RUN) && is_cut_short(data) => return,
             Err(error) => panic!("{error}"),
         };
         assert_eq!(run.verdict, PASSED);
         assert_eq!(run.frame, data, "the frame was changed");
         assert!(total(kernel) - before <= 1);
     });
+}
+
+/// Whether a frame says that it has an IP header and has none: such a one could not arrive, and newer
+/// kernels do not run a program on it.
+fn is_cut_short(frame: &[u8]) -> bool {
+    let header = match frame[12..SHORTEST] {
+        [0x08, 0x00] => 20,
+        [0x86, 0xdd] => 40,
+        _ => return false,
+    };
+    frame.len() < SHORTEST + header
 }
 
 fn total(kernel: &EbpfKernel) -> u64 {
