@@ -9,6 +9,6 @@ mod socket;
 
 pub(crate) use self::{
     contexts::{LookupContext, SockAddr},
-    frame::{Bytes, Ipv4Header, Ipv6Header, TcpHeader, load, load_at, load_u16, words},
+    frame::{Ipv4Header, Ipv6Header, TcpHeader, load, load_at, load_u16, words},
     socket::{Socket, Tuple, look_up, look_up_listener, look_up_redirected},
 };
