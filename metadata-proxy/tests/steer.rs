@@ -50,6 +50,7 @@ impl Bench {
             listener_port: PORT,
             listener_v4_only: false,
             max_tenants: 16,
+            rcu_expedited: false,
             debug_log: false,
         })
         .unwrap_or_else(|error| panic!("{error}"));

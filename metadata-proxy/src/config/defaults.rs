@@ -24,6 +24,7 @@ impl Default for Config {
                 cgroup: None,
                 bpffs_dir: PathBuf::from("/sys/fs/bpf/metadata-proxy"),
                 max_tenants: 16384,
+                rcu_expedited: true,
                 debug_log: false,
             },
             discovery: DiscoveryConfig {

@@ -88,6 +88,8 @@ pub struct SteeringConfig {
     pub bpffs_dir: PathBuf,
     /// Size of the map of tenants.
     pub max_tenants: u32,
+    /// Whether the kernel is asked for short grace periods while a device is attached to.
+    pub rcu_expedited: bool,
     /// Whether the kernel programs write debug lines.
     pub debug_log: bool,
 }

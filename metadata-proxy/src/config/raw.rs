@@ -59,6 +59,7 @@ sections! {
         cgroup: String,
         bpffs_dir: String,
         max_tenants: i64,
+        rcu_expedited: bool,
         debug_log: bool,
     }
     RawDiscovery {

@@ -159,6 +159,11 @@ const TABLE: &[Row] = &[
     ),
     ("steering.max_tenants", SOME, "Size of the map of tenants"),
     (
+        "steering.rcu_expedited",
+        Shape::Bool,
+        "Short RCU grace periods while a device is attached to",
+    ),
+    (
         "steering.debug_log",
         Shape::Bool,
         "Let the kernel programs write debug lines",

@@ -48,6 +48,7 @@ pub(super) fn validate(
             cgroup: optional_path,
             bpffs_dir: path,
             max_tenants: integer,
+            rcu_expedited: boolean,
             debug_log: boolean,
         }),
         discovery: {

@@ -9,6 +9,7 @@ mod engine;
 mod facts;
 #[cfg(test)]
 pub(crate) mod fake;
+mod grace;
 mod logger;
 mod mounts;
 mod plain;
@@ -21,6 +22,7 @@ pub use self::{
     ebpf::{EbpfKernel, KernelOptions, ProgramSize, SteerRun},
     engine::{AttachType, Decision, Engine, Refusal, choose_engine},
     facts::{EngineFacts, KernelRelease, Probe},
+    grace::GracePeriods,
     mounts::Mounts,
     plain::PlainKernel,
 };

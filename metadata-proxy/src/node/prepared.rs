@@ -115,6 +115,7 @@ fn load_programs(
         listener_port: config.listener.port,
         listener_v4_only: !listener::kernel_has_ipv6(),
         max_tenants: config.steering.max_tenants,
+        rcu_expedited: config.steering.rcu_expedited,
         debug_log: config.steering.debug_log,
     })?;
     if config.steering.connect_hooks {

@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use crate::{
     cli::privileges::Capabilities,
-    kernel::{EngineFacts, Mounts, Probe},
+    kernel::{EngineFacts, GracePeriods, Mounts, Probe},
 };
 
 /// Everything `check` knows about a node that does not depend on the configuration.
@@ -19,6 +19,8 @@ pub(super) struct NodeFacts {
     /// Hard limit of open files.
     pub(super) open_files: u64,
     pub(super) inotify: Probe,
+    /// Whether grace periods can be made short.
+    pub(super) short_grace_periods: Probe,
 }
 
 impl NodeFacts {
@@ -35,6 +37,7 @@ impl NodeFacts {
             ipv6: Path::new("/proc/net/if_inet6").exists(),
             open_files: hard,
             inotify,
+            short_grace_periods: GracePeriods::probe(),
         })
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn of_configuration(facts: &NodeFacts, config: &Config) -> Vec<Item> 
     vec![
         connect_hooks(facts, config),
         bpffs(facts, config),
+        grace_periods(facts, config),
         open_files(facts, config),
     ]
 }
@@ -192,6 +193,27 @@ fn bpffs(facts: &NodeFacts, config: &Config) -> Item {
     }
 }
 
+fn grace_periods(facts: &NodeFacts, config: &Config) -> Item {
+    const CHECK: &str = "grace periods";
+    let decision = choose_engine(&facts.engine, &config.steering);
+    if !decision.is_ok_and(|decision| decision.attach == Some(AttachType::Tcx)) {
+        return Item::ok(CHECK, "nothing waits for them");
+    }
+    if !config.steering.rcu_expedited {
+        return Item::ok(CHECK, "as they are, by steering.rcu_expedited");
+    }
+    match &facts.short_grace_periods {
+        Probe::Yes => Item::ok(CHECK, "would be short while a device is attached to"),
+        Probe::No(why) | Probe::Unknown(why) => Item::warning(
+            CHECK,
+            format!("cannot be made short: {why}"),
+            "attaching to a device takes some 20 ms, and all other changes of devices wait meanwhile",
+            "let the agent write /sys/kernel/rcu_expedited, or set steering.rcu_expedited = false \
+             if ordinary grace periods are meant",
+        ),
+    }
+}
+
 fn open_files(facts: &NodeFacts, config: &Config) -> Item {
     const CHECK: &str = "open files";
     // A listener, a netlink socket and two links for each tenant; a socket for each connection and
@@ -275,6 +297,7 @@ mod tests {
             ipv6: true,
             open_files: 1 << 20,
             inotify: Probe::Yes,
+            short_grace_periods: Probe::Yes,
         }
     }
 
@@ -353,6 +376,7 @@ mod tests {
             ipv6: false,
             open_files: 22_000,
             inotify: Probe::No("Too many open files".into()),
+            short_grace_periods: Probe::No("/sys/kernel/rcu_normal is on".into()),
             ..node()
         };
         let warned: Vec<_> = wrong(&facts, &Config::default())
@@ -362,7 +386,14 @@ mod tests {
                 check
             })
             .collect();
-        assert_eq!(warned, ["IPv6", "inotify", "connect hooks", "open files"]);
+        let expected = [
+            "IPv6",
+            "inotify",
+            "connect hooks",
+            "grace periods",
+            "open files",
+        ];
+        assert_eq!(warned, expected);
     }
 
     #[test]

@@ -30,6 +30,7 @@ impl EbpfKernel {
             reason,
         };
         let pin = self.link_pin(cookie, device);
+        let _short = self.grace_periods.expedite();
         let mut programs = lock(&self.programs);
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
         // A link of an earlier process is switched to this program in one step. It cannot be if its

@@ -22,7 +22,9 @@ use metadata_proxy_common::{Outcome, names};
 use tracing::{debug, info, warn};
 
 use self::tenant_map::{Key, TenantMap, Value};
-use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, Repair, adopt};
+use super::{
+    AttachType, Attachment, Device, GracePeriods, Kernel, KernelError, NetnsCookie, Repair, adopt,
+};
 use crate::{identity::Tenant, netlink};
 
 /// The kernel programs, built by the build script.
@@ -52,6 +54,8 @@ pub struct KernelOptions {
     pub listener_v4_only: bool,
     /// Places in `TENANTS`.
     pub max_tenants: u32,
+    /// Whether grace periods are made short while a device is attached to.
+    pub rcu_expedited: bool,
     /// Whether the programs write debug lines.
     pub debug_log: bool,
 }
@@ -82,6 +86,7 @@ pub struct SteerRun {
 pub struct EbpfKernel {
     options: KernelOptions,
     attach_type: AttachType,
+    grace_periods: GracePeriods,
     programs: Mutex<Ebpf>,
     tenants: TenantMap,
     outcomes: PerCpuArray<MapData, u64>,
@@ -141,9 +146,12 @@ impl EbpfKernel {
             Ok(version) if version >= TCX_SINCE => AttachType::Tcx,
             _ => AttachType::Clsact,
         };
+        let grace_periods =
+            GracePeriods::open(options.rcu_expedited && attach_type == AttachType::Tcx);
         Ok(Self {
             options,
             attach_type,
+            grace_periods,
             programs: Mutex::new(programs),
             tenants,
             outcomes,
@@ -288,7 +296,10 @@ impl Kernel for EbpfKernel {
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
         let device = &attachment.device;
         match attachment.attach_type {
-            AttachType::Tcx => adopt::detach_pinned(&self.link_pin(cookie, device)),
+            AttachType::Tcx => {
+                let _short = self.grace_periods.expedite();
+                adopt::detach_pinned(&self.link_pin(cookie, device));
+            }
             AttachType::Clsact => {
                 // Gone with its device, or deleted by somebody else: either way it is off.
                 if let Err(reason) =

@@ -61,6 +61,7 @@ fn per_packet(lab: &Lab<'_>) -> Result<[Samples; 2]> {
             listener_port: 9697,
             listener_v4_only: false,
             max_tenants: 16,
+            rcu_expedited: false,
             debug_log: false,
         })
         .map_err(|error| anyhow!("{error}"))?;
