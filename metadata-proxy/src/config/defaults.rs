@@ -37,7 +37,7 @@ impl Default for Config {
             },
             audit: AuditConfig {
                 interval: Duration::from_secs(10),
-                connect_interval: Duration::from_mins(1),
+                connect_interval: Duration::from_mins(5),
             },
             interfaces: InterfacesConfig {
                 router: globs(&["qr-*"]),

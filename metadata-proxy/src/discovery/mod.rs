@@ -22,7 +22,7 @@ use self::watch::{DirectoryWatch, Seen};
 use crate::{
     config::Config,
     identity::Tenant,
-    kernel::{Kernel, NetnsCookie},
+    kernel::{Declared, Kernel, NetnsCookie},
     listener,
     netns::{self, Netns, NetnsId, NetnsThread},
     tenants::{Command, Declaration, Provider, RegistryHandle, Source},
@@ -32,6 +32,16 @@ use crate::{
 const YOUNG_MIN: Duration = Duration::from_millis(1);
 /// After this a file is left to the periodic scan.
 const YOUNG_MAX: Duration = Duration::from_secs(2);
+
+/// What others declare in the map of tenants.
+type Foreign = HashMap<NetnsCookie, Tenant>;
+
+fn foreign(declared: &HashMap<NetnsCookie, Declared>) -> Foreign {
+    let by_others = declared.iter().filter(|(_, declared)| !declared.by_agent);
+    by_others
+        .map(|(cookie, declared)| (*cookie, declared.tenant))
+        .collect()
+}
 
 /// Watches the directory of named namespaces.
 pub struct Discovery {
@@ -156,9 +166,15 @@ impl Discovery {
             })
             .unwrap_or_default();
         names.extend(self.known.keys().cloned());
-        let foreign = self.kernel.foreign_tenants();
+        let foreign = match self.kernel.declared() {
+            Ok(declared) => Some(foreign(&declared)),
+            Err(error) => {
+                warn!(%error, "what others declare is left as it was");
+                None
+            }
+        };
         for name in names {
-            self.look(&name, Some(&foreign)).await;
+            self.look(&name, foreign.as_ref()).await;
         }
     }
 
@@ -174,7 +190,7 @@ impl Discovery {
 
     /// Compares what a name stands for now with what it stood for. What others declare in the map
     /// is read by a scan only: otherwise it is taken to be as it was.
-    async fn look(&mut self, name: &str, foreign: Option<&[(NetnsCookie, Tenant)]>) {
+    async fn look(&mut self, name: &str, foreign: Option<&Foreign>) {
         let path = self.dir.join(name);
         if self.is_unchanged(name, &path) {
             return;
@@ -234,7 +250,7 @@ impl Discovery {
         &mut self,
         name: &str,
         path: &Path,
-        foreign: Option<&[(NetnsCookie, Tenant)]>,
+        foreign: Option<&Foreign>,
     ) -> Option<Declaration> {
         let config = self.config.load_full();
         let recognised = config.recognise(name);
@@ -269,7 +285,7 @@ impl Discovery {
         }
         let tenant = if let Some(foreign) = foreign {
             let cookie = self.cookie(&namespace, path).await?;
-            foreign.iter().find(|(of, _)| *of == cookie)?.1
+            *foreign.get(&cookie)?
         } else {
             let known = self.known.get(name)?;
             let is_same = known.netns == namespace.id() && known.provider == Provider::Map;

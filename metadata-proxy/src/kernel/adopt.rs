@@ -1,11 +1,10 @@
 //! Pinned objects: what an earlier process left is adopted, or removed if it does not fit.
 
 use std::{
-    ffi::CString,
     fs, io,
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
-        unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::DirBuilderExt as _,
     },
     path::Path,
 };
@@ -14,7 +13,7 @@ use aya::{maps::MapData, programs::links::FdLink};
 use metadata_proxy_common::ABI_VERSION;
 use tracing::{debug, info, warn};
 
-use super::{KernelError, NetnsCookie};
+use super::{KernelError, NetnsCookie, commands};
 
 /// What a directory is called that says which layout the maps beside it have.
 const LAYOUT_PREFIX: &str = "layout-";
@@ -58,7 +57,8 @@ pub(super) fn unpin(path: &Path) {
 /// program any more: the removal of a pin alone takes effect some time later, by the kernel's
 /// deferred work.
 pub(super) fn detach_pinned(path: &Path) {
-    if let Err(error) = detach(path)
+    let detached = commands::open_pinned(path).and_then(|link| commands::detach_link(link.as_fd()));
+    if let Err(error) = detached
         && error.kind() != io::ErrorKind::NotFound
     {
         // Gone with its device, as a rule.
@@ -67,21 +67,8 @@ pub(super) fn detach_pinned(path: &Path) {
     unpin(path);
 }
 
-/// `BPF_LINK_DETACH` (enum `bpf_cmd`), which aya does not wrap.
-fn detach(path: &Path) -> io::Result<()> {
-    const LINK_DETACH: libc::c_long = 34;
-    let link = object_at(path)?;
-    let mut fd = link.as_raw_fd();
-    // SAFETY: the attribute is one descriptor, and as long as said.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw mut fd, size_of_val(&fd)) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// A pinned link.
-pub(super) struct PinnedLinkState {
+/// A link, as the kernel has it.
+pub(super) struct LinkState {
     /// The program's number.
     pub(super) program: u32,
     /// Whether it is still attached to something.
@@ -89,83 +76,31 @@ pub(super) struct PinnedLinkState {
 }
 
 /// Looks at a pinned link, from any namespace; `None` if there is none.
-pub(super) fn link_at(path: &Path) -> Option<PinnedLinkState> {
-    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-    /// The beginning of `struct bpf_link_info`; the kernel fills no more than it is given.
-    #[derive(Default)]
-    #[repr(C)]
-    struct LinkInfo {
-        kind: u32,
-        id: u32,
-        program: u32,
-        padding: u32,
-        /// Index of the device, or id of the cgroup: zero once the link is detached.
-        target: u64,
-    }
-    #[derive(Default)]
-    #[repr(C)]
-    struct Query {
-        fd: u32,
-        info_len: u32,
-        info: u64,
-    }
+pub(super) fn link_at(path: &Path) -> Option<LinkState> {
+    state_of(&commands::open_pinned(path).ok()?)
+}
+
+/// Looks at the link of that number, from any namespace; `None` if there is none any more.
+pub(super) fn link_with(id: u32) -> Option<LinkState> {
+    state_of(&commands::open_link(id).ok()?)
+}
+
+fn state_of(link: &OwnedFd) -> Option<LinkState> {
     /// `BPF_LINK_TYPE_TCX` (enum `bpf_link_type`).
     const TCX: u32 = 11;
-    let link = object_at(path).ok()?;
-    let mut info = LinkInfo::default();
-    let mut query = Query {
-        fd: link.as_raw_fd().cast_unsigned(),
-        info_len: u32::try_from(size_of_val(&info)).ok()?,
-        info: (&raw mut info) as u64,
-    };
-    // SAFETY: the attribute is as long as said, and its pointer leads to `info`, which is as long
-    // as said and outlives the call.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            OBJ_GET_INFO_BY_FD,
-            &raw mut query,
-            size_of_val(&query),
-        )
-    };
-    // A device's index is four bytes, in the machine's order; what follows is the attach type.
+    let info = commands::link_info(link.as_fd()).ok()?;
+    // Index of the device, or id of the cgroup: zero once the link is detached. An index is four
+    // bytes, in the machine's order; what follows it is the attach type.
     let target = if info.kind == TCX {
         let [a, b, c, d, ..] = info.target.to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d]).into()
     } else {
         info.target
     };
-    (done == 0).then_some(PinnedLinkState {
+    Some(LinkState {
         program: info.program,
         is_attached: target != 0,
     })
-}
-
-/// `BPF_OBJ_GET` (enum `bpf_cmd`): opens what is pinned, whatever it is.
-fn object_at(path: &Path) -> io::Result<OwnedFd> {
-    const OBJ_GET: libc::c_long = 7;
-    /// What the command wants of `union bpf_attr`.
-    #[derive(Default)]
-    #[repr(C)]
-    struct ObjGet {
-        pathname: u64,
-        fd: u32,
-        file_flags: u32,
-    }
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut get = ObjGet {
-        pathname: name.as_ptr() as u64,
-        ..ObjGet::default()
-    };
-    // SAFETY: the attribute is as long as said, and its pointer leads to a string that outlives the
-    // call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, &raw mut get, size_of_val(&get)) };
-    let fd = RawFd::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given it to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Removes a pinned map whose layout is not ours, so that loading makes a new one.

@@ -1,14 +1,14 @@
 //! A kernel for tests that need none: remembers what it was told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::BorrowedFd,
     sync::Mutex,
 };
 
 use metadata_proxy_common::Outcome;
 
-use super::{AttachType, Attachment, Device, Kernel, KernelError, NetnsCookie, Repair};
+use super::{AttachType, Attachment, Declared, Device, Kernel, KernelError, NetnsCookie, Repair};
 use crate::identity::Tenant;
 
 /// Remembers declarations and attachments.
@@ -24,6 +24,7 @@ impl Kernel for FakeKernel {
         Ok(Attachment {
             device: device.clone(),
             attach_type: AttachType::Tcx,
+            link: None,
             made_clsact: false,
         })
     }
@@ -35,9 +36,8 @@ impl Kernel for FakeKernel {
             .any(|(_, index)| *index == attachment.device.index))
     }
 
-    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
-        let attached = self.attached.lock().unwrap();
-        attached.contains(&(cookie, attachment.device.index))
+    fn is_intact(&self, attachment: &Attachment) -> bool {
+        self.is_attached(attachment).unwrap()
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {
@@ -77,8 +77,16 @@ impl Kernel for FakeKernel {
         Ok(self.tenants.lock().unwrap().get(&cookie).copied())
     }
 
-    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
-        Vec::new()
+    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
+        let ours = |tenant: &Tenant| Declared {
+            tenant: *tenant,
+            by_agent: true,
+        };
+        let tenants = self.tenants.lock().unwrap();
+        Ok(tenants
+            .iter()
+            .map(|(cookie, tenant)| (*cookie, ours(tenant)))
+            .collect())
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

@@ -4,6 +4,7 @@
 //! Whatever is above this module runs in an ordinary test against a fake of that trait.
 
 mod adopt;
+mod commands;
 mod ebpf;
 mod engine;
 mod facts;
@@ -14,7 +15,7 @@ mod logger;
 mod mounts;
 mod plain;
 
-use std::{io, path::PathBuf};
+use std::{collections::HashMap, io, path::PathBuf};
 
 use metadata_proxy_common::Outcome;
 
@@ -46,8 +47,19 @@ pub struct Attachment {
     pub device: Device,
     /// How.
     pub attach_type: AttachType,
+    /// The link's number in the kernel; a classic filter has no link.
+    pub link: Option<u32>,
     /// Whether the `clsact` queueing discipline was made by us.
     pub made_clsact: bool,
+}
+
+/// An entry of the map of tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// To whom the namespace belongs.
+    pub tenant: Tenant,
+    /// Whether we wrote it; otherwise somebody else did.
+    pub by_agent: bool,
 }
 
 /// Something of ours that somebody else took away, and that was put back.
@@ -184,7 +196,7 @@ pub trait Kernel: Send + Sync + 'static {
 
     /// Whether `steer` is still on the device, as far as that can be told from any thread: a link
     /// that is gone makes no netlink event, a classic filter does, and counts as there.
-    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool;
+    fn is_intact(&self, attachment: &Attachment) -> bool;
 
     /// Puts back whatever all tenants share and somebody took away, and says what it was.
     ///
@@ -231,8 +243,11 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Tenants`]; callers fail closed.
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError>;
 
-    /// Declarations that others wrote into the map.
-    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)>;
+    /// All that is declared, read at once.
+    ///
+    /// # Errors
+    /// [`KernelError::Tenants`].
+    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError>;
 
     /// How packets and connects ended since the counters were made, summed over CPUs.
     ///

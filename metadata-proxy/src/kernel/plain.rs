@@ -10,7 +10,7 @@ use std::{
 
 use metadata_proxy_common::Outcome;
 
-use super::{Attachment, Device, Kernel, KernelError, NetnsCookie, Repair};
+use super::{Attachment, Declared, Device, Kernel, KernelError, NetnsCookie, Repair};
 use crate::identity::Tenant;
 
 /// A kernel that is asked for nothing.
@@ -42,7 +42,7 @@ impl Kernel for PlainKernel {
         Ok(false)
     }
 
-    fn is_intact(&self, _: NetnsCookie, _: &Attachment) -> bool {
+    fn is_intact(&self, _: &Attachment) -> bool {
         true
     }
 
@@ -74,8 +74,16 @@ impl Kernel for PlainKernel {
         Ok(self.tenants().get(&cookie).copied())
     }
 
-    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
-        Vec::new()
+    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
+        let ours = |tenant: &Tenant| Declared {
+            tenant: *tenant,
+            by_agent: true,
+        };
+        let tenants = self.tenants();
+        Ok(tenants
+            .iter()
+            .map(|(cookie, tenant)| (*cookie, ours(tenant)))
+            .collect())
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

@@ -24,7 +24,7 @@ impl EbpfKernel {
         &self,
         cookie: NetnsCookie,
         device: &Device,
-    ) -> Result<(), KernelError> {
+    ) -> Result<u32, KernelError> {
         let error = |reason: String| KernelError::Attach {
             device: device.name.clone(),
             reason,
@@ -48,11 +48,11 @@ impl EbpfKernel {
         };
         let link = steer.take_link(id).map_err(|e| error(chain(&e)))?;
         let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
-        if was_adopted {
-            Ok(())
-        } else {
-            adopt::pin_link(link, &pin)
+        let number = link.info().map_err(|e| error(chain(&e)))?.id();
+        if !was_adopted {
+            adopt::pin_link(link, &pin)?;
         }
+        Ok(number)
     }
 
     pub(super) fn attach_clsact(&self, device: &Device) -> Result<bool, KernelError> {

@@ -6,6 +6,7 @@ mod mend;
 mod tenant_map;
 
 use std::{
+    collections::HashMap,
     fs::File,
     os::fd::BorrowedFd,
     path::PathBuf,
@@ -21,9 +22,10 @@ use aya::{
 use metadata_proxy_common::{Outcome, names};
 use tracing::{debug, info, warn};
 
-use self::tenant_map::{Key, TenantMap, Value};
+use self::tenant_map::{Entry, Key, TenantMap, Value};
 use super::{
-    AttachType, Attachment, Device, GracePeriods, Kernel, KernelError, NetnsCookie, Repair, adopt,
+    AttachType, Attachment, Declared, Device, GracePeriods, Kernel, KernelError, NetnsCookie,
+    Repair, adopt,
 };
 use crate::{identity::Tenant, netlink};
 
@@ -97,7 +99,7 @@ pub struct EbpfKernel {
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
-    lookups: Mutex<std::collections::HashMap<NetnsCookie, Ebpf>>,
+    lookups: Mutex<HashMap<NetnsCookie, Ebpf>>,
 }
 
 impl EbpfKernel {
@@ -175,7 +177,9 @@ impl EbpfKernel {
             adopt::unpin(&self.cgroup_pin(name));
         }
         adopt::unpin(&self.options.bpffs_dir.join(names::OUTCOMES));
-        if self.tenants.has_foreign() {
+        // If that cannot be told, nothing of anybody's is lost.
+        let has_foreign = |entries: Vec<Entry>| entries.iter().any(|entry| !entry.is_of_agent);
+        if self.tenants.entries().map_or(true, has_foreign) {
             info!("the map of tenants stays: it holds declarations of others");
             return;
         }
@@ -200,11 +204,11 @@ impl EbpfKernel {
         &self,
         is_tenant: impl Fn(NetnsCookie) -> bool,
     ) -> Result<usize, KernelError> {
-        let mut stale = self.tenants.of_agent();
-        stale.retain(|cookie| !is_tenant(*cookie));
+        let mut stale = self.tenants.entries()?;
+        stale.retain(|entry| entry.is_of_agent && !is_tenant(entry.cookie));
         stale
             .iter()
-            .try_for_each(|cookie| self.tenants.withdraw(*cookie))?;
+            .try_for_each(|entry| self.tenants.withdraw(entry.cookie))?;
         Ok(stale.len())
     }
 
@@ -252,13 +256,14 @@ impl EbpfKernel {
 
 impl Kernel for EbpfKernel {
     fn attach(&self, cookie: NetnsCookie, device: &Device) -> Result<Attachment, KernelError> {
-        let made_clsact = match self.attach_type {
-            AttachType::Tcx => self.attach_tcx(cookie, device).map(|()| false)?,
-            AttachType::Clsact => self.attach_clsact(device)?,
+        let (link, made_clsact) = match self.attach_type {
+            AttachType::Tcx => (Some(self.attach_tcx(cookie, device)?), false),
+            AttachType::Clsact => (None, self.attach_clsact(device)?),
         };
         Ok(Attachment {
             device: device.clone(),
             attach_type: self.attach_type,
+            link,
             made_clsact,
         })
     }
@@ -281,12 +286,11 @@ impl Kernel for EbpfKernel {
         }
     }
 
-    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
-        match attachment.attach_type {
-            AttachType::Clsact => true,
-            AttachType::Tcx => adopt::link_at(&self.link_pin(cookie, &attachment.device))
-                .is_some_and(|link| link.is_attached && link.program == self.steer_id),
-        }
+    fn is_intact(&self, attachment: &Attachment) -> bool {
+        attachment.link.is_none_or(|id| {
+            adopt::link_with(id)
+                .is_some_and(|link| link.is_attached && link.program == self.steer_id)
+        })
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {
@@ -370,8 +374,16 @@ impl Kernel for EbpfKernel {
         self.tenants.tenant(cookie)
     }
 
-    fn foreign_tenants(&self) -> Vec<(NetnsCookie, Tenant)> {
-        self.tenants.foreign()
+    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
+        let entries = self.tenants.entries()?.into_iter();
+        let declared = entries.filter_map(|entry| {
+            let declared = Declared {
+                tenant: entry.tenant?,
+                by_agent: entry.is_of_agent,
+            };
+            Some((entry.cookie, declared))
+        });
+        Ok(declared.collect())
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

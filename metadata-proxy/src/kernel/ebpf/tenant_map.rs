@@ -1,17 +1,20 @@
 //! The `TENANTS` map, typed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    os::fd::AsFd as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use aya::{
     Pod,
-    maps::{HashMap, MapData, MapError},
+    maps::{HashMap, IterableMap as _, MapData, MapError},
 };
 use metadata_proxy_common::{TenantKey, TenantKind, TenantValue};
 
 use super::chain;
 use crate::{
     identity::Tenant,
-    kernel::{KernelError, NetnsCookie},
+    kernel::{KernelError, NetnsCookie, commands},
 };
 
 #[derive(Clone, Copy)]
@@ -25,6 +28,22 @@ unsafe impl Pod for Key {}
 pub(super) struct Value(TenantValue);
 // SAFETY: bytes only; every bit pattern is a value, and padding is a named field.
 unsafe impl Pod for Value {}
+
+const NO_KEY: Key = Key(TenantKey { netns_cookie: 0 });
+const NO_VALUE: Value = Value(TenantValue {
+    uuid: [0; 16],
+    kind: 0,
+    writer: 0,
+    padding: [0; 6],
+});
+
+/// One entry of the map.
+pub(super) struct Entry {
+    pub(super) cookie: NetnsCookie,
+    /// `None` where somebody wrote a kind that there is not.
+    pub(super) tenant: Option<Tenant>,
+    pub(super) is_of_agent: bool,
+}
 
 /// Which namespace belongs to which tenant, in the kernel.
 pub(super) struct TenantMap {
@@ -91,37 +110,35 @@ impl TenantMap {
         }
     }
 
-    /// Cookies of the entries that the agent wrote.
-    pub(super) fn of_agent(&self) -> Vec<NetnsCookie> {
-        self.entries(TenantValue::is_of_agent)
-            .map(|(cookie, _)| cookie)
-            .collect()
-    }
-
-    /// Entries that others wrote.
-    pub(super) fn foreign(&self) -> Vec<(NetnsCookie, Tenant)> {
-        self.entries(|value| !value.is_of_agent())
-            .filter_map(|(cookie, value)| Some((cookie, tenant_of(value)?)))
-            .collect()
-    }
-
-    /// Whether others wrote anything, right or wrong.
-    pub(super) fn has_foreign(&self) -> bool {
-        self.entries(|value| !value.is_of_agent()).next().is_some()
-    }
-
-    fn entries(
-        &self,
-        wanted: impl Fn(&TenantValue) -> bool,
-    ) -> impl Iterator<Item = (NetnsCookie, TenantValue)> {
-        let entries: Vec<_> = self
-            .lock()
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(_, value)| wanted(&value.0))
-            .map(|(key, value)| (NetnsCookie(key.0.netns_cookie), value.0))
-            .collect();
-        entries.into_iter()
+    /// Every entry.
+    pub(super) fn entries(&self) -> Result<Vec<Entry>, KernelError> {
+        /// Entries read at once: many times what one bucket has, which the kernel reads as a whole.
+        const BATCH: usize = 1024;
+        let map = self.lock();
+        let (mut keys, mut values) = (vec![NO_KEY; BATCH], vec![NO_VALUE; BATCH]);
+        let mut entries = Vec::new();
+        let mut position = None;
+        loop {
+            let (count, is_all) = commands::lookup_batch(
+                map.map().fd().as_fd(),
+                &mut position,
+                &mut keys,
+                &mut values,
+            )
+            .map_err(|error| KernelError::Tenants {
+                what: "a reading of all",
+                reason: error.to_string(),
+            })?;
+            let read = keys.iter().zip(&values).take(count);
+            entries.extend(read.map(|(key, value)| Entry {
+                cookie: NetnsCookie(key.0.netns_cookie),
+                tenant: tenant_of(value.0),
+                is_of_agent: value.0.is_of_agent(),
+            }));
+            if is_all {
+                return Ok(entries);
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MapData, Key, Value>> {

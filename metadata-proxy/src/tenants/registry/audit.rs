@@ -2,16 +2,18 @@
 //!
 //! Each tenant is looked at once in a period, a share of them at a time, so that a node with a
 //! thousand is never busy with it; and once in a longer period its service is proved by a connection.
+//! Their entries in the map, which one look tells of all, are looked at when a period begins.
 //! What netlink tells is repaired at once and not looked for here.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use tracing::{error, info, warn};
 
-use super::{Command, Registry, Served};
+use super::{Command, Entry, Registry, Served};
 use crate::{
     config::AuditConfig,
     kernel::Repair,
@@ -23,12 +25,14 @@ use crate::{
 };
 
 /// Into how many shares a period is divided.
-const SHARES: u32 = 16;
+const SHARES: u32 = 8;
 
 /// When which part of the audit is due.
 pub(super) struct Audit {
     periods: AuditConfig,
     next: Instant,
+    /// Steps of the period that are over.
+    steps: u32,
     /// What all tenants share and could not be put back.
     fault: Option<String>,
 }
@@ -38,12 +42,20 @@ impl Audit {
         Self {
             periods,
             next: Instant::now() + periods.interval / SHARES,
+            steps: 0,
             fault: None,
         }
     }
 
     pub(super) const fn next(&self) -> Instant {
         self.next
+    }
+
+    /// Whether a period begins with this step.
+    const fn begins(&mut self) -> bool {
+        let begins = self.steps.is_multiple_of(SHARES);
+        self.steps = (self.steps + 1) % SHARES;
+        begins
     }
 
     pub(super) const fn set_periods(&mut self, periods: AuditConfig) {
@@ -61,17 +73,27 @@ impl Registry {
         if self.is_quiet {
             return;
         }
+        // Before single links are missed, which go with a directory or a mount.
         self.mend();
+        let undeclared = if self.audit.begins() {
+            self.undeclared()
+        } else {
+            HashSet::new()
+        };
         // A little early rather than late: the share after this one comes a step later. And one share
         // fewer than there are steps, so that a busy step can be made up for.
         let due_since = periods.interval.saturating_sub(step);
         let share = self.entries.len().div_ceil(SHARES as usize - 1);
-        let due = self.oldest(share, |served| {
-            (now.duration_since(served.looked_at) >= due_since).then_some(served.looked_at)
-        });
+        let mut due: HashSet<_> = self
+            .oldest(share, |served| {
+                (now.duration_since(served.looked_at) >= due_since).then_some(served.looked_at)
+            })
+            .into_iter()
+            .collect();
+        due.extend(&undeclared);
         let mut doubtful = Vec::new();
         for netns in due {
-            let is_whole = self.is_whole(netns);
+            let is_whole = !undeclared.contains(&netns) && self.is_whole(netns);
             if !is_whole {
                 self.converge(netns).await;
             }
@@ -156,25 +178,38 @@ impl Registry {
         }
     }
 
-    /// Whether all is there that can be seen from outside a namespace.
-    fn is_whole(&self, netns: NetnsId) -> bool {
-        let Some(entry) = self.entries.get(&netns) else {
-            return true;
+    /// Tenants in service whose entry in the map is not there, or is another's: all of them if that
+    /// cannot be told. What somebody else wrote is theirs to take back.
+    fn undeclared(&self) -> HashSet<NetnsId> {
+        let declared = self.kernel.declared().unwrap_or_default();
+        let is_missing = |entry: &Entry| {
+            let (Some(served), Some(declaration)) = (&entry.served, entry.declaration()) else {
+                return false;
+            };
+            let found = declared.get(&served.place.cookie);
+            declaration.provider != Provider::Map
+                && found.is_none_or(|found| found.tenant != declaration.tenant)
         };
-        let (Some(served), Some(declaration)) = (&entry.served, entry.declaration()) else {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| is_missing(entry))
+            .map(|(netns, _)| *netns)
+            .collect()
+    }
+
+    /// Whether all is there that can be seen from outside a namespace, but for its entry in the map.
+    fn is_whole(&self, netns: NetnsId) -> bool {
+        let served = self.entries.get(&netns);
+        let Some(served) = served.and_then(|entry| entry.served.as_ref()) else {
             return true;
         };
         let place = &served.place;
-        // What somebody else wrote is theirs to take back.
-        let is_declared = declaration.provider == Provider::Map
-            || matches!(self.kernel.tenant(place.cookie), Ok(Some(tenant)) if tenant == declaration.tenant);
-        is_declared
-            && place.refused.is_empty()
+        place.refused.is_empty()
             && !served.service.has_lost_listener()
             && place
                 .attachments
                 .values()
-                .all(|attachment| self.kernel.is_intact(place.cookie, attachment))
+                .all(|attachment| self.kernel.is_intact(attachment))
     }
 
     fn target(&mut self, netns: NetnsId, now: Instant) -> Option<(Target, Netns)> {

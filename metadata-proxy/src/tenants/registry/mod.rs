@@ -44,9 +44,9 @@ use crate::{
 /// Commands that wait; a provider that sends more waits itself.
 const INBOX: usize = 1024;
 /// Every namespace is looked into within this many scans.
-const LOOK_ROUNDS: usize = 64;
+const LOOK_ROUNDS: usize = 256;
 /// As many namespaces as are looked into after one scan in any case.
-const LOOK_LEAST: usize = 16;
+const LOOK_LEAST: usize = 4;
 
 /// Called with the cookies of the namespaces served after the first scan.
 pub type OnSettled = Box<dyn FnOnce(&HashSet<NetnsCookie>) + Send + Sync>;
