@@ -5,16 +5,40 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use metadata_proxy_tests::Node;
 
-/// CPU time of all processes that a node's cgroup ever held.
-pub(crate) fn cpu_time(node: &Node) -> Result<Duration> {
-    let path = node.cgroup().join("cpu.stat");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let micros = text
-        .lines()
-        .find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())
-        .with_context(|| format!("{} does not tell the CPU time", path.display()))?;
-    Ok(Duration::from_micros(micros))
+/// CPU time of processes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuTime {
+    /// All of it.
+    pub(crate) all: Duration,
+    /// What of it was spent in the kernel.
+    pub(crate) kernel: Duration,
+}
+
+impl CpuTime {
+    /// Of all processes that a node's cgroup ever held.
+    pub(crate) fn of(node: &Node) -> Result<Self> {
+        let path = node.cgroup().join("cpu.stat");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let micros = |key: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+                .map(Duration::from_micros)
+                .with_context(|| format!("{} does not tell {key}", path.display()))
+        };
+        Ok(Self {
+            all: micros("usage_usec ")?,
+            kernel: micros("system_usec ")?,
+        })
+    }
+
+    /// What came since `earlier`.
+    pub(crate) const fn since(self, earlier: Self) -> Self {
+        Self {
+            all: self.all.saturating_sub(earlier.all),
+            kernel: self.kernel.saturating_sub(earlier.kernel),
+        }
+    }
 }
 
 /// Memory of all processes in a node's cgroup, bytes: what several share is shared out among them.

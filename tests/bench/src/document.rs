@@ -44,7 +44,12 @@ The load generator is one thread that enters the guests' namespaces; 32 connecti
 out among the busy tenants. It checks of every answer that it was given to the tenant that asked. \
 Load generator, upstream and proxy share the cores of the machine. *A connection each* means that \
 the guest asks the server to close. Latency at half rate is at a fixed rate, half of what haproxy \
-reached, counted from when a request was due.\n";
+reached, counted from when a request was due.\n\n\
+The distance to the limit has two measures: the guest straight to an upstream in its own namespace, \
+and what the kernel alone spends on a request in our name, nearly all of it on TCP: the handshake's \
+end, a request, an answer, a farewell. A proxy that makes the same system calls and whose own code \
+took no time would still spend that: where its ratio to haproxy's whole is above a bar of the CPU per \
+request, that bar is out of reach this way.\n";
 
 /// Writes the document and its plots into a folder.
 pub(crate) fn write(folder: &Path, report: &Report, took: Duration) -> Result<()> {

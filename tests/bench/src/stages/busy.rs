@@ -8,7 +8,7 @@ use metadata_proxy_tests::{Kind, NeutronProxy, Node, TenantFixture, neutron};
 use super::{Lab, Row, wrk};
 use crate::{
     Arguments,
-    account::cpu_time,
+    account::CpuTime,
     load::{self, Load, Mode, Outcome, Target},
     proxies::{Ours, Theirs, Via},
     report::{Bar, Line, Report, Samples},
@@ -70,6 +70,8 @@ const WHO: [Who; 3] = [
 #[derive(Default)]
 struct Seen {
     cpu: Samples,
+    /// What of it was spent in the kernel.
+    kernel: Samples,
     rate: Samples,
     p50: Samples,
     p99: Samples,
@@ -158,9 +160,11 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
                 );
                 let outcome = ask(side, cell.busy, cell.mode, None, &plan)?;
                 let (before, after) = outcome.probed;
-                let cpu = after.saturating_sub(before).as_secs_f64() * 1e6
-                    / load::count(outcome.answered);
-                seen.cpu.push(cpu);
+                let spent = after.since(before);
+                let each =
+                    |spent: Duration| spent.as_secs_f64() * 1e6 / load::count(outcome.answered);
+                seen.cpu.push(each(spent.all));
+                seen.kernel.push(each(spent.kernel));
                 seen.rate.push(outcome.rate());
                 seen.p50.push(outcome.percentile(0.5));
                 seen.p99.push(outcome.percentile(0.99));
@@ -211,7 +215,7 @@ fn ask(
     mode: Mode,
     rate: Option<f64>,
     plan: &Plan,
-) -> Result<Outcome<Duration>> {
+) -> Result<Outcome<CpuTime>> {
     let load = Load {
         mode,
         connections: CONNECTIONS,
@@ -220,7 +224,7 @@ fn ask(
         window: plan.window,
         at_most: usize::MAX,
     };
-    let outcome = load::run(&side.targets[..busy], load, || cpu_time(&side.node))?;
+    let outcome = load::run(&side.targets[..busy], load, || CpuTime::of(&side.node))?;
     check(&outcome).with_context(|| format!("{:?}, {busy} busy, {mode:?}", side.who))?;
     Ok(outcome)
 }
@@ -346,13 +350,21 @@ impl Cell {
                         unit,
                         ours: ours.clone(),
                         peer: Some(theirs.clone()),
-                        bar: Some(bar),
+                        bar,
                     });
                 }
             };
-            let cpu = Bar::RatioAtMost(cpu_bar(self.busy, via));
+            let cpu = Some(Bar::RatioAtMost(cpu_bar(self.busy, via)));
             line(Row::Cpu, "", "µs", &ours.cpu, &theirs.cpu, cpu);
-            let rate = Bar::RatioAtLeast(rate_bar(self.busy, via, self.mode));
+            line(
+                Row::Limit,
+                ", CPU in the kernel, over all of haproxy's",
+                "µs",
+                &ours.kernel,
+                &theirs.cpu,
+                None,
+            );
+            let rate = Some(Bar::RatioAtLeast(rate_bar(self.busy, via, self.mode)));
             line(Row::Throughput, "", "1/s", &ours.rate, &theirs.rate, rate);
             line(
                 Row::Latency,
@@ -360,7 +372,7 @@ impl Cell {
                 "µs",
                 &ours.p50,
                 &theirs.p50,
-                Bar::RatioAtMost(1.0),
+                Some(Bar::RatioAtMost(1.0)),
             );
             line(
                 Row::Latency,
@@ -368,7 +380,7 @@ impl Cell {
                 "µs",
                 &ours.p99,
                 &theirs.p99,
-                Bar::RatioAtMost(0.7),
+                Some(Bar::RatioAtMost(0.7)),
             );
             for (at, what) in ["p50", "p99", "p99.9"].into_iter().enumerate() {
                 let what = format!(", half rate, {what}");
@@ -379,7 +391,7 @@ impl Cell {
                     "µs",
                     ours,
                     theirs,
-                    Bar::RatioAtMost(1.0),
+                    Some(Bar::RatioAtMost(1.0)),
                 );
             }
         }

@@ -13,7 +13,7 @@ use metadata_proxy_tests::{Node, wait_for};
 use super::Lab;
 use crate::{
     Arguments,
-    account::{cpu_time, f64_of, memory, open_files},
+    account::{CpuTime, f64_of, memory, open_files},
     crowd::{Crowd, Shown},
     load::{self, Load, Mode},
     proxies::{self, Ours, Theirs, Via},
@@ -167,9 +167,9 @@ fn of_ours(lab: &Lab<'_>, plan: &Plan, crowd: &Crowd, tenants: usize) -> Result<
     let is_long = tenants == BARRED || tenants == plan.largest().min(BARRED);
     let idle = if is_long { plan.idle } else { plan.idle / 4 };
     say("idle", idle.as_secs());
-    let before = cpu_time(node)?;
+    let before = CpuTime::of(node)?;
     thread::sleep(idle);
-    let spent = cpu_time(node)?.saturating_sub(before).as_secs_f64() / idle.as_secs_f64();
+    let spent = CpuTime::of(node)?.since(before).all.as_secs_f64() / idle.as_secs_f64();
     let loaded_memory = f64_of(memory(node)?);
     Ok(Seen {
         tenants,
@@ -263,9 +263,9 @@ fn cpu_per_request(node: &Node, plan: &Plan, crowd: &Crowd, busy: usize) -> Resu
         window: plan.window,
         at_most: usize::MAX,
     };
-    let outcome = load::run(&crowd.targets[..busy], load, || cpu_time(node))?;
+    let outcome = load::run(&crowd.targets[..busy], load, || CpuTime::of(node))?;
     let (before, after) = outcome.probed;
-    Ok(after.saturating_sub(before).as_secs_f64() * 1e6 / load::count(outcome.answered))
+    Ok(after.since(before).all.as_secs_f64() * 1e6 / load::count(outcome.answered))
 }
 
 /// Asks for all tenants alike.

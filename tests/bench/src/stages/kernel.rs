@@ -137,7 +137,9 @@ fn throughput(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     let repeats = repeats(lab.arguments);
     for repeat in 1..=repeats {
         let mut once = [0.0; 3];
-        for (at, router) in routers.iter().enumerate() {
+        // None of them always goes first.
+        for at in (repeat..repeat + routers.len()).map(|at| at % routers.len()) {
+            let router = routers[at];
             let seconds = iperf_seconds(lab.arguments);
             lab.progress.step(
                 &format!("iperf3 through a router {repeat}/{repeats}"),
