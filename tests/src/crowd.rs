@@ -128,10 +128,19 @@ impl fmt::Display for Tally {
 /// When the socket cannot be made or read for reasons of the test's own.
 #[must_use]
 pub fn ask_once(source: Option<Ipv4Addr>, wanted: &[&str]) -> Asked {
+    ask_within(PATIENCE, source, wanted)
+}
+
+/// The same, and waits for the connection no longer than this.
+///
+/// # Panics
+/// As [`ask_once`].
+#[must_use]
+pub fn ask_within(connect: Duration, source: Option<Ipv4Addr>, wanted: &[&str]) -> Asked {
     const REQUEST: &[u8] = b"GET /openstack/latest/meta_data.json HTTP/1.1\r\n\
         Host: 169.254.169.254\r\nUser-Agent: guest\r\nAccept: */*\r\nConnection: close\r\n\r\n";
     let began = Instant::now();
-    let outcome = match Connection::open(source, PATIENCE) {
+    let outcome = match Connection::open(source, connect) {
         Ok(mut connection) => {
             // Who is refused while writing is told so when reading.
             let _ = connection.send(REQUEST);

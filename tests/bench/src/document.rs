@@ -79,8 +79,31 @@ pub(crate) fn write(folder: &Path, report: &Report, took: Duration) -> Result<()
             write_table(&mut text, &lines);
         }
     }
+    link_flame_graphs(&mut text, &drawings)?;
     let path = folder.join("benchmarks.md");
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Links what `--only profile` has drawn, now or earlier.
+fn link_flame_graphs(text: &mut String, drawings: &Path) -> Result<()> {
+    let entries = fs::read_dir(drawings)
+        .with_context(|| format!("cannot list {}", drawings.display()))?
+        .filter_map(Result::ok);
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|name| {
+            let title = name.strip_prefix("flame-")?.strip_suffix(".svg")?;
+            Some((title.replace('-', " "), name))
+        })
+        .collect();
+    names.sort_unstable();
+    if !names.is_empty() {
+        text.push_str("\n## Where the time goes\n\nFlame graphs of one busy tenant, drawn by `cargo xtask bench --only profile`:\n\n");
+    }
+    for (title, name) in names {
+        let _ = writeln!(text, "- [{title}](benchmarks/{name})");
+    }
+    Ok(())
 }
 
 fn write_table(text: &mut String, lines: &[&Line]) {

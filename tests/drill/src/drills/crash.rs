@@ -20,7 +20,7 @@ use metadata_proxy_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::crowd::{self, Load};
+use super::crowd::{self, Answered, Load};
 use crate::{figures::Figures, plan::Plan};
 
 /// Within what every tenant is to be served again.
@@ -73,14 +73,14 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
     while crash < crashes || began.elapsed() < length {
         let left = all[crash % all.len()];
         let told = crash_once(&mut agent, &builder, &node, (&tenants, guests), left)?;
-        let last = told.took[told.took.len() - 1];
-        let half = told.took[told.took.len() / 2];
+        let took = &told.answered.took;
+        let (half, last) = (took[took.len() / 2], took[took.len() - 1]);
         slowest = slowest.max(last);
         figures.note(
             &format!("crash {}, {left:?}", crash + 1),
             format!(
-                "half served after {half:.0?}, all after {last:.0?}; {} of {} requests lost",
-                told.lost, told.asked
+                "half served after {half:.0?}, all after {last:.0?}; {} of {} requests lost, {} unheard",
+                told.lost, told.asked, told.answered.unheard
             ),
         );
         figures.demand(last <= PROMISE, format!("all served only after {last:?}"));
@@ -104,8 +104,8 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
 
 /// What became of one crash.
 struct Told {
-    /// How long each tenant waited for its first answer, from the start of the next process.
-    took: Vec<Duration>,
+    /// From the start of the next process.
+    answered: Answered,
     asked: usize,
     lost: usize,
     lost_later: usize,
@@ -125,7 +125,7 @@ fn crash_once(
     // Asked by as many as are needed to notice in time, and by nobody else.
     let started = Instant::now();
     let mut next = builder().start_unready()?;
-    let took = crowd::until_all_answered(tenants, started, PATIENCE)
+    let answered = crowd::until_all_answered(tenants, started, PATIENCE)
         .with_context(|| format!("after {left:?}: {}", next.log()))?;
     let served = Instant::now();
     thread::sleep(Duration::from_millis(500));
@@ -134,7 +134,7 @@ fn crash_once(
     *agent = next;
     let later = seen.failed.iter().filter(|asked| **asked > served);
     Ok(Told {
-        took,
+        answered,
         asked: seen.tally.asked(),
         lost: seen.tally.failed(),
         lost_later: later.count(),
