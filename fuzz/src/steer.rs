@@ -61,6 +61,7 @@ fn load() -> EbpfKernel {
         listener_port: 9697,
         listener_v4_only: false,
         max_tenants: 16,
+        rcu_expedited: false,
         debug_log: false,
     })
     .unwrap_or_else(|error| panic!("{error}"));
