@@ -224,6 +224,8 @@ impl Bench<'_> {
             ("METADATA_PROXY_BIN", AGENT),
             ("PATH", "/usr/sbin:/usr/bin"),
             ("RUST_BACKTRACE", "1"),
+            // One more than there are processors: most tests wait for something most of the time.
+            ("RUST_TEST_THREADS", "3"),
             ("TMPDIR", "/tmp"),
         ];
         Manifest {
