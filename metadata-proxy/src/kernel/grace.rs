@@ -51,8 +51,8 @@ impl GracePeriods {
     /// Whether this process may make them short. Changes nothing.
     #[must_use]
     pub fn probe() -> Probe {
-        let is_on = |path: &str| File::open(path).and_then(|file| is(&file, b"1\n"));
-        if is_on(NORMAL).unwrap_or(false) {
+        let is_off = |path: &str| File::open(path).and_then(|file| is(&file, OFF));
+        if !is_off(NORMAL).unwrap_or(true) {
             return Probe::No(format!("{NORMAL} is on"));
         }
         match open(Path::new(SWITCH)) {

@@ -216,8 +216,9 @@ fn grace_periods(facts: &NodeFacts, config: &Config) -> Item {
 
 fn open_files(facts: &NodeFacts, config: &Config) -> Item {
     const CHECK: &str = "open files";
-    // A listener, a netlink socket and two links for each tenant; a socket for each connection and
-    // one to the upstream for those in flight; the rest is the agent's own.
+    // A listener, a netlink socket and a handle to the namespace for each tenant, and one more listener
+    // where its configuration asks for one; a socket for each connection and one to the upstream for
+    // those in flight; the rest is the agent's own.
     const PER_TENANT: u64 = 4;
     const OWN: u64 = 1024;
     let connections = u64::try_from(config.limits.connections).unwrap_or(u64::MAX);

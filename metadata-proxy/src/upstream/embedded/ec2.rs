@@ -122,6 +122,7 @@ fn meta_data(declared: &Declaration) -> Vec<Entry> {
             "1.0",
             &declared.launch_index.to_string(),
         ),
+        // Nova's own word for it (`nova/api/metadata/base.py`); what guests see is to be the same.
         leaf("ami-manifest-path", "1.0", "FIXME"),
         directory("block-device-mapping/", "2007-12-15", devices),
         leaf("hostname", "1.0", &declared.hostname),

@@ -134,9 +134,9 @@ pub(super) struct Answered {
 
 /// Asks a guest of every tenant until each has been answered; times count from `began`.
 ///
-/// While nobody listens a SYN is refused, but one in some ten thousand is not answered at all: guests that
-/// ask as often as these meet `TIME_WAIT` of their own ports. Such a guest would try again after a
-/// second, by when its tenant has long been served. So these give up on it, and it is counted.
+/// While nobody listens a SYN is refused, but now and then one is not answered at all, and its guest
+/// would try again only after a second, by when its tenant has long been served. So these give up on
+/// such a connection, which is counted, and try another port.
 pub(super) fn until_all_answered(
     tenants: &Arc<Vec<TenantFixture>>,
     began: Instant,
