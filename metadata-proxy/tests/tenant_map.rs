@@ -2,8 +2,6 @@
 //!
 //! Needs root. Has a bpffs directory of its own.
 
-#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
-
 use std::path::PathBuf;
 
 use metadata_proxy::{
