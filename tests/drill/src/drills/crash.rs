@@ -84,6 +84,14 @@ pub(super) fn run(plan: &Plan) -> Result<Figures> {
             ),
         );
         figures.demand(last <= PROMISE, format!("all served only after {last:?}"));
+        // Now and then one: more would be our doing.
+        figures.demand(
+            told.answered.unheard * 100 <= count,
+            format!(
+                "{} connections were not answered at all",
+                told.answered.unheard
+            ),
+        );
         figures.demand(
             told.lost_later == 0,
             format!("{} requests failed once all were served", told.lost_later),
