@@ -35,6 +35,12 @@ pub(crate) fn run() -> Result<()> {
         .filter(|(_, _, result)| result.is_err())
         .map(|(name, ..)| *name)
         .collect();
+    // Alone on its line, and the last, as what reads test results looks for it.
+    println!(
+        "\nsteps: {} passed, {} failed",
+        results.len() - failed.len(),
+        failed.len()
+    );
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
