@@ -32,3 +32,4 @@ pub mod service_manager;
 pub mod takeover;
 
 mod packet;
+mod socket;

@@ -7,13 +7,14 @@
 use std::{
     fs, io,
     mem::MaybeUninit,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    os::fd::{AsFd, AsRawFd as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
 use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
     kernel::{KernelRelease, NetnsCookie},
@@ -126,6 +127,51 @@ pub fn netns_cookie() -> io::Result<NetnsCookie> {
         Type::STREAM,
         Some(Protocol::TCP),
     )?)
+}
+
+/// A listener that is watched by the runtime of one thread. What it accepts is not, until it has to
+/// be waited for.
+pub struct Acceptor(AsyncFd<mio::net::TcpListener>);
+
+impl Acceptor {
+    /// Watches a listener that does not block.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        let listener = mio::net::TcpListener::from_std(listener);
+        // SAFETY: the listener owns its descriptor, and is not closed before it is forgotten.
+        let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// Waits for a connection; it does not block.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let Self(watched) = self;
+        watched.async_io(Interest::READABLE, accept).await
+    }
+
+    /// Accepts a connection that waits already, whether or not the runtime has heard of it.
+    ///
+    /// # Errors
+    /// What the system says; `EAGAIN` if none waits.
+    pub fn accept_waiting(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        accept(self.0.get_ref())
+    }
+}
+
+impl AsFd for Acceptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
+}
+
+fn accept(listener: &mio::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept()?;
+    Ok((stream.into(), peer))
 }
 
 /// What the kernel says of an accepted connection; nothing here comes from the guest's bytes.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,15 +12,13 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
 use tracing::{debug, error, warn};
 
 use super::{Node, Open, guest_io::GuestIo, leaving::Watched, request};
 use crate::{
     admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
-    listener::Caller,
+    listener::{Acceptor, Caller},
     netns,
     tenants::Service,
 };
@@ -67,7 +65,7 @@ enum Ending {
 }
 
 /// Accepts connections until the tenant is gone or the process stops.
-pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc<Node>) {
+pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<Node>) {
     // Held until the last connection is accepted, so that the process waits for those too.
     let _open = Open::new(&node);
     loop {
@@ -109,16 +107,9 @@ pub async fn accept(listener: Arc<TcpListener>, service: Arc<Service>, node: Arc
 
 /// Accepts who has been told that it is connected. Asks the kernel itself: the runtime may not have
 /// heard of the last ones yet, and what is left when the listener closes is reset.
-fn accept_backlog(listener: &TcpListener, service: &Arc<Service>, node: &Arc<Node>) {
-    while let Ok((stream, peer)) = SockRef::from(listener).accept() {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| TcpStream::from_std(stream.into()));
-        match (stream, peer.as_socket()) {
-            (Ok(stream), Some(peer)) => start(stream, peer, service, node),
-            (Ok(_), None) => debug!("a guest without an address"),
-            (Err(error), _) => debug!(%error, "a guest left before it was accepted"),
-        }
+fn accept_backlog(listener: &Acceptor, service: &Arc<Service>, node: &Arc<Node>) {
+    while let Ok((stream, peer)) = listener.accept_waiting() {
+        start(stream, peer, service, node);
     }
 }
 

@@ -8,34 +8,35 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::AsRawFd as _,
+    net::TcpStream,
+    os::fd::{AsFd as _, AsRawFd as _},
     pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use nix::sys::socket::{MsgFlags, sendmsg};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::length_watch::LengthWatch;
-use crate::listener;
+use crate::{listener, socket::LazySocket};
 
 /// A socket with a bound on how long a write may stand still.
 pub(super) struct GuestIo<'a> {
-    stream: TcpStream,
+    socket: LazySocket<TcpStream>,
     patience: Duration,
     /// Set once what is written is the last, whole answer, after which the connection ends.
     is_last: &'a AtomicBool,
     /// Set once the guest has sent a head with a `Content-Length` and a `Transfer-Encoding`.
     has_both_lengths: &'a AtomicBool,
     lengths: LengthWatch,
+    /// Bytes that the kernel took.
+    written: usize,
     /// Cancelled when the process is about to end.
     stopping: &'a CancellationToken,
     /// Whether the guest has closed its side: then it is not for us to linger.
@@ -59,10 +60,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// As much as a guest that is there takes in one round trip (ten segments, RFC 6928): it is not
 /// waited for while the process goes on.
-const ONE_FLIGHT: libc::c_int = 14_600;
+const ONE_FLIGHT: usize = 14_600;
 
 impl<'a> GuestIo<'a> {
-    /// `is_last` and `stopping` are looked at when it matters; `has_both_lengths` is set.
+    /// `stream` does not block. `is_last` and `stopping` are looked at when it matters; `has_both_lengths` is set.
     pub(super) const fn new(
         stream: TcpStream,
         patience: Duration,
@@ -71,11 +72,12 @@ impl<'a> GuestIo<'a> {
         stopping: &'a CancellationToken,
     ) -> Self {
         Self {
-            stream,
+            socket: LazySocket::new(stream),
             patience,
             is_last,
             has_both_lengths,
             lengths: LengthWatch::new(),
+            written: 0,
             stopping,
             guest_closed: false,
             stalled: None,
@@ -84,13 +86,18 @@ impl<'a> GuestIo<'a> {
     }
 
     /// Whether there is more than so many bytes that the guest has not taken, and still may.
-    fn has_untaken(&self, negligible: libc::c_int) -> bool {
+    fn has_untaken(&self, negligible: usize) -> bool {
+        if self.written <= negligible {
+            return false;
+        }
         let mut bytes: libc::c_int = 0;
+        let socket = self.socket.as_fd();
         // SAFETY: the descriptor is open, and the request writes one int.
-        let result =
-            unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
         // A connection that was reset counts what it will never send, but has no peer any more.
-        result == 0 && bytes > negligible && self.stream.peer_addr().is_ok()
+        result == 0
+            && usize::try_from(bytes).is_ok_and(|bytes| bytes > negligible)
+            && SockRef::from(&socket).peer_addr().is_ok()
     }
 
     /// Waits until the guest has taken everything, or patience is over.
@@ -116,7 +123,7 @@ impl<'a> GuestIo<'a> {
     /// Writes last words, as many as go out at once.
     pub(super) fn write_late(&self, bytes: &[u8]) {
         // Who does not take them will not miss them.
-        let _ = self.stream.try_write(bytes);
+        let _ = self.socket.try_send(bytes);
     }
 
     /// Closes at once, whatever is under way: nothing of the connection stays, not even in the
@@ -124,7 +131,7 @@ impl<'a> GuestIo<'a> {
     /// farewell.
     pub(super) fn reset(self) {
         // Without it the kernel closes in its own time.
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
     }
 
     /// Passes on what a write says; a write that stands still fails when patience is over.
@@ -146,28 +153,6 @@ impl<'a> GuestIo<'a> {
     }
 }
 
-impl GuestIo<'_> {
-    /// Writes what the end of the connection follows at once: the kernel holds the last segment
-    /// back until then, and sends both as one.
-    fn poll_write_last(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let flags = MsgFlags::from_bits_retain(libc::MSG_MORE) | MsgFlags::MSG_NOSIGNAL;
-        loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            let send = || {
-                sendmsg::<()>(self.stream.as_raw_fd(), bufs, &[], flags, None).map_err(Into::into)
-            };
-            match self.stream.try_io(Interest::WRITABLE, send) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
-}
-
 impl AsyncRead for GuestIo<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -175,7 +160,7 @@ impl AsyncRead for GuestIo<'_> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = Pin::new(&mut self.socket).poll_read(cx, buf);
         let new = &buf.filled()[before..];
         self.guest_closed |= matches!(read, Poll::Ready(Ok(()))) && new.is_empty();
         if self.lengths.sees_both(new) {
@@ -187,16 +172,11 @@ impl AsyncRead for GuestIo<'_> {
 
 impl AsyncWrite for GuestIo<'_> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = if self.is_last.load(Ordering::Relaxed) {
-            self.poll_write_last(cx, &[IoSlice::new(buf)])
-        } else {
-            Pin::new(&mut self.stream).poll_write(cx, buf)
-        };
-        self.paced(cx, written)
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -204,26 +184,26 @@ impl AsyncWrite for GuestIo<'_> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = if self.is_last.load(Ordering::Relaxed) {
-            self.poll_write_last(cx, bufs)
-        } else {
-            Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-        };
+        let is_last = self.is_last.load(Ordering::Relaxed);
+        let written = self.socket.poll_send(cx, bufs, is_last);
+        if let Poll::Ready(Ok(written)) = written {
+            self.written = self.written.saturating_add(written);
+        }
         self.paced(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.socket.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Before the guest is told: its answer to that may be faster than we are.
         if !self.guest_closed {
-            listener::free_port(&self.stream);
+            listener::free_port(&self.socket);
         }
         if self.farewell.is_none() {
             let negligible = if self.stopping.is_cancelled() {
@@ -239,16 +219,18 @@ impl AsyncWrite for GuestIo<'_> {
                 });
             }
         }
-        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
         self.poll_taken(cx).map(Ok)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::TcpSocket,
+        net::{TcpSocket, TcpStream},
         time::timeout,
     };
 
@@ -272,6 +254,7 @@ mod tests {
                 has_both_lengths,
                 stopping,
             } = self;
+            let stream = stream.into_std().unwrap();
             GuestIo::new(stream, patience, is_last, has_both_lengths, stopping)
         }
     }
@@ -355,10 +338,10 @@ mod tests {
     }
 
     /// Bytes written that the kernel has not sent.
-    fn unsent(stream: &TcpStream) -> i32 {
+    fn unsent(socket: &impl AsFd) -> i32 {
         let mut bytes = 0;
         // SAFETY: SIOCOUTQNSD writes one int to where it is told; the descriptor is open.
-        let result = unsafe { libc::ioctl(stream.as_raw_fd(), 0x894b, &raw mut bytes) };
+        let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), 0x894b, &raw mut bytes) };
         assert_eq!(result, 0);
         bytes
     }
@@ -371,7 +354,7 @@ mod tests {
         guest_state.is_last.store(true, Ordering::Relaxed);
         let mut io = guest_state.io(stream, Duration::from_secs(5));
         io.write_all(b"answer").await.unwrap();
-        assert_eq!(unsent(&io.stream), 6);
+        assert_eq!(unsent(&io.socket), 6);
         io.shutdown().await.unwrap();
         guest.readable().await.unwrap();
         let mut received = [0; 16];

@@ -6,7 +6,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd},
 };
 
 use tokio::{io::Interest, net::TcpStream};
@@ -17,8 +17,8 @@ pub(super) struct Watched(RawFd);
 
 impl Watched {
     /// Only to be used while `stream` is open.
-    pub(super) fn new(stream: &TcpStream) -> Self {
-        Self(stream.as_raw_fd())
+    pub(super) fn new(stream: &impl AsFd) -> Self {
+        Self(stream.as_fd().as_raw_fd())
     }
 
     /// Ends when the guest has closed its side, or the connection broke. Costs nothing until it is

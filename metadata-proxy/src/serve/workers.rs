@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{Node, accept};
-use crate::tenants::Service;
+use crate::{listener::Acceptor, tenants::Service};
 
 /// How long open connections may take to be dropped.
 const DROPPED_WITHIN: Duration = Duration::from_secs(1);
@@ -132,7 +132,7 @@ async fn work(mut jobs: mpsc::UnboundedReceiver<Job>, node: Arc<Node>, begin: Ca
 
 /// Accepts from a listener once it is time to.
 fn listen(listener: TcpListener, service: Arc<Service>, node: Arc<Node>, begin: CancellationToken) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
+    let listener = match Acceptor::new(listener) {
         Ok(listener) => Arc::new(listener),
         Err(error) => {
             error!(%error, tenant = %service.tenant, "cannot watch a listener; tenant not served");

@@ -10,7 +10,6 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     config::TimeoutsConfig,
     identity::Tenant,
     kernel::NetnsCookie,
+    listener::Acceptor,
     upstream::{self, Upstream},
 };
 
@@ -81,7 +81,7 @@ pub struct Service {
     has_lost_listener: AtomicBool,
     over: CancellationToken,
     /// What is accepted from; those who accept own it.
-    listeners: Mutex<Vec<Weak<TcpListener>>>,
+    listeners: Mutex<Vec<Weak<Acceptor>>>,
 }
 
 impl Service {
@@ -115,7 +115,7 @@ impl Service {
     }
 
     /// Notes what is accepted from.
-    pub fn add_listener(&self, listener: &Arc<TcpListener>) {
+    pub fn add_listener(&self, listener: &Arc<Acceptor>) {
         let mut listeners = self
             .listeners
             .lock()

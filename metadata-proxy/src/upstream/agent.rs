@@ -14,23 +14,11 @@
 //!   answers when nova said something it did not expect, so it is repeated once only, for methods
 //!   without effects, and only if nobody listens on the socket any more.
 
-use std::{
-    io,
-    os::{
-        fd::OwnedFd,
-        unix::{fs::MetadataExt as _, net::UnixStream as StdUnixStream},
-    },
-    path::PathBuf,
-    pin::Pin,
-    time::Duration,
-};
+use std::{io, os::unix::fs::MetadataExt as _, path::PathBuf, pin::Pin, time::Duration};
 
 use bytes::BytesMut;
 use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::{
-    net::UnixStream,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Answer, RetryReason, Spent, Timeouts, UpstreamError,
@@ -41,6 +29,7 @@ use super::{
 use crate::{
     admission::{BoundPolicy, Permit, QueueLimits},
     rewrite::Outgoing,
+    socket::LazySocket,
 };
 
 /// Where the agent is and what it takes.
@@ -77,7 +66,7 @@ const LAST_BREATH: [Duration; 3] = [
 /// One connect and one write.
 enum Attempt {
     /// Sent, so many bytes of it (all, as a rule).
-    Sent(UnixStream, usize),
+    Sent(LazySocket<Socket>, usize),
     Failed(RetryReason, io::Error),
 }
 
@@ -174,7 +163,7 @@ impl Agent {
         course: &mut Course,
         spent: &mut Spent,
         mut leaving: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(UnixStream, usize), UpstreamError> {
+    ) -> Result<(LazySocket<Socket>, usize), UpstreamError> {
         loop {
             let (reason, source) = match self.attempt(message, permit) {
                 Ok(Attempt::Sent(stream, written)) => return Ok((stream, written)),
@@ -227,10 +216,7 @@ impl Agent {
         }
         permit.opened();
         match socket.send_with_flags(message, libc::MSG_NOSIGNAL) {
-            Ok(written) => {
-                let stream = StdUnixStream::from(OwnedFd::from(socket));
-                Ok(Attempt::Sent(UnixStream::from_std(stream)?, written))
-            }
+            Ok(written) => Ok(Attempt::Sent(LazySocket::awaited(socket)?, written)),
             Err(error) => {
                 permit.closed();
                 match error.raw_os_error() {
@@ -317,8 +303,8 @@ impl Agent {
 /// The agent's connections carry one request.
 struct Never;
 
-impl Keep<UnixStream> for Never {
-    fn keep(&self, _: UnixStream) {}
+impl Keep<LazySocket<Socket>> for Never {
+    fn keep(&self, _: LazySocket<Socket>) {}
 }
 
 #[cfg(test)]

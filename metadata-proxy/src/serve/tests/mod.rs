@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     identity::Tenant,
     kernel::{Kernel as _, NetnsCookie, fake::FakeKernel},
-    listener,
+    listener::{self, Acceptor},
     tenants::{Counters, Service, Settings},
     upstream::{Agent, AgentConfig, Upstream},
 };
@@ -167,7 +167,7 @@ impl Bench {
         ));
         service.set_may_forward(!options.no_internal_network);
         let accepting = tokio::spawn(accept(
-            Arc::new(tokio::net::TcpListener::from_std(listener).unwrap()),
+            Arc::new(Acceptor::new(listener).unwrap()),
             Arc::clone(&service),
             Arc::clone(&node),
         ));
