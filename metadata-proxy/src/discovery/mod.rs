@@ -1,9 +1,10 @@
 //! Finds tenants by the names of their namespaces.
 //!
 //! Watches the directory of named namespaces and scans it now and then, since a watch can overflow
-//! and says nothing of mounts. It only tells the registry who is there; it enters no namespace,
+//! and says nothing of mounts: a scan looks at every name if there were any. It only tells the registry who is there; it enters no namespace,
 //! except to read the cookie of one that somebody else may have declared in the map.
 
+mod mounts;
 mod watch;
 
 use std::{
@@ -18,7 +19,10 @@ use arc_swap::ArcSwap;
 use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
-use self::watch::{DirectoryWatch, Seen};
+use self::{
+    mounts::MountWatch,
+    watch::{DirectoryWatch, Seen},
+};
 use crate::{
     config::Config,
     identity::Tenant,
@@ -32,6 +36,8 @@ use crate::{
 const YOUNG_MIN: Duration = Duration::from_millis(1);
 /// After this a file is left to the periodic scan.
 const YOUNG_MAX: Duration = Duration::from_secs(2);
+/// Of so many scans one looks at every name although nothing has told of a change.
+const LOOKS: u32 = 10;
 
 /// What others declare in the map of tenants.
 type Foreign = HashMap<NetnsCookie, Tenant>;
@@ -54,6 +60,17 @@ pub struct Discovery {
     young: HashMap<String, Young>,
     /// Cookies of namespaces whose names say nothing, read once each.
     cookies: HashMap<NetnsId, NetnsCookie>,
+    /// None where they cannot be watched.
+    mounts: Option<MountWatch>,
+    last_look: Option<LastLook>,
+}
+
+/// With what every name was looked at for the last time.
+struct LastLook {
+    config: Arc<Config>,
+    foreign: Option<Foreign>,
+    /// Scans since then.
+    scans: u32,
 }
 
 /// A namespace that was declared.
@@ -88,6 +105,8 @@ impl Discovery {
             known: HashMap::new(),
             young: HashMap::new(),
             cookies: HashMap::new(),
+            mounts: MountWatch::start().ok(),
+            last_look: None,
         }
     }
 
@@ -95,7 +114,7 @@ impl Discovery {
     /// or was tried.
     pub async fn run(mut self, scanned: impl FnOnce()) {
         let mut watch = self.watch();
-        self.scan().await;
+        self.scan(false).await;
         self.registry.settle().await;
         scanned();
         let mut next_scan = Instant::now() + self.scan_interval();
@@ -110,7 +129,10 @@ impl Discovery {
             tokio::select! {
                 seen = watch::next(&mut watch) => match seen {
                     Seen::Changed(name) => self.look_at(&name).await,
-                    Seen::Lost => next_scan = Instant::now(),
+                    Seen::Lost => {
+                        self.last_look = None;
+                        next_scan = Instant::now();
+                    }
                     Seen::Ended => watch = None,
                 },
                 () = sleep_until(wake.into()) => {
@@ -119,10 +141,11 @@ impl Discovery {
                         self.look_at(&name).await;
                     }
                     if now >= next_scan {
-                        if watch.is_none() {
+                        let was_watched = watch.is_some();
+                        if !was_watched {
                             watch = self.watch();
                         }
-                        self.scan().await;
+                        self.scan(was_watched).await;
                         self.registry.send(Command::Scanned).await;
                         next_scan = now + self.scan_interval();
                     }
@@ -155,8 +178,26 @@ impl Discovery {
         due.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Looks at every name in the directory and at every name that was there.
-    async fn scan(&mut self) {
+    /// Looks at every name in the directory and at every name that was there, unless nothing can
+    /// have changed. `was_watched` says whether the directory was, all the time since the last scan.
+    async fn scan(&mut self, was_watched: bool) {
+        let foreign = match self.kernel.declared() {
+            Ok(declared) => Some(foreign(&declared)),
+            Err(error) => {
+                warn!(%error, "what others declare is left as it was");
+                None
+            }
+        };
+        // Asked before anything is looked at: what comes later is seen by the next scan.
+        let are_mounts_same = self.mounts.as_ref().is_some_and(|it| !it.have_changed());
+        let config = self.config.load_full();
+        if let Some(last) = &mut self.last_look {
+            last.scans += 1;
+            let is_same = Arc::ptr_eq(&last.config, &config) && last.foreign == foreign;
+            if was_watched && are_mounts_same && is_same && last.scans < LOOKS {
+                return;
+            }
+        }
         let mut names: HashSet<String> = std::fs::read_dir(&self.dir)
             .map(|entries| {
                 entries
@@ -166,16 +207,14 @@ impl Discovery {
             })
             .unwrap_or_default();
         names.extend(self.known.keys().cloned());
-        let foreign = match self.kernel.declared() {
-            Ok(declared) => Some(foreign(&declared)),
-            Err(error) => {
-                warn!(%error, "what others declare is left as it was");
-                None
-            }
-        };
         for name in names {
             self.look(&name, foreign.as_ref()).await;
         }
+        self.last_look = Some(LastLook {
+            config,
+            foreign,
+            scans: 0,
+        });
     }
 
     async fn look_at(&mut self, name: &str) {

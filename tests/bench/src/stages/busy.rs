@@ -28,7 +28,8 @@ const FAILURES: f64 = 0.001;
 /// How long things take.
 struct Plan {
     repeats: usize,
-    half_repeats: usize,
+    /// Turns of wrk.
+    checks: usize,
     warm_up: Duration,
     window: Duration,
 }
@@ -38,14 +39,14 @@ impl Plan {
         if arguments.quick {
             Self {
                 repeats: arguments.repeats.min(3),
-                half_repeats: 1,
+                checks: 1,
                 warm_up: Duration::from_millis(150),
                 window: Duration::from_millis(800),
             }
         } else {
             Self {
                 repeats: arguments.repeats,
-                half_repeats: arguments.repeats.min(3),
+                checks: arguments.repeats.min(3),
                 warm_up: Duration::from_millis(300),
                 window: Duration::from_millis(2500),
             }
@@ -82,8 +83,8 @@ pub(super) fn seconds(arguments: &Arguments) -> u64 {
     let plan = Plan::of(arguments);
     let each = (plan.warm_up + plan.window).as_secs_f64();
     let cells = WHO.len() * MODES.len() * BUSY.len();
-    let checks = WHO.len() * MODES.len() * plan.half_repeats;
-    let windows = (cells + 2) * plan.repeats + cells * plan.half_repeats + checks;
+    let checks = WHO.len() * MODES.len() * plan.checks;
+    let windows = (2 * cells + 2) * plan.repeats + checks;
     Duration::from_secs_f64(each * load::count(windows)).as_secs() + 25
 }
 
@@ -150,7 +151,8 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     for repeat in 1..=plan.repeats {
         for cell in &mut cells {
             let title = cell.title();
-            for (side, seen) in sides.iter().zip(&mut cell.seen) {
+            for at in turns(repeat) {
+                let (side, seen) = (&sides[at], &mut cell.seen[at]);
                 lab.progress.step(
                     &format!(
                         "full load {repeat}/{}: {title}, {:?}",
@@ -188,13 +190,19 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Whose turn it is, one after the other: none of them always goes first.
+fn turns(repeat: usize) -> impl Iterator<Item = usize> {
+    (repeat..repeat + WHO.len()).map(|at| at % WHO.len())
+}
+
 /// Asks all at half of the rate that haproxy reached.
 fn half_rate(lab: &Lab<'_>, plan: &Plan, sides: &[Side], cells: &mut [Cell]) -> Result<()> {
-    for repeat in 1..=plan.half_repeats {
+    for repeat in 1..=plan.repeats {
         for cell in &mut *cells {
             let rate = cell.seen[0].rate.median() / 2.0;
-            for (side, seen) in sides.iter().zip(&mut cell.seen) {
-                let (title, of) = (title(cell.busy, cell.mode), plan.half_repeats);
+            for at in turns(repeat) {
+                let (side, seen) = (&sides[at], &mut cell.seen[at]);
+                let (title, of) = (title(cell.busy, cell.mode), plan.repeats);
                 lab.progress.step(
                     &format!("half rate {repeat}/{of}: {title}, {:?}", side.who),
                     (plan.warm_up + plan.window).as_secs(),
@@ -250,7 +258,7 @@ fn cross_check(
 ) -> Result<()> {
     for mode in MODES {
         let mut seen: [Samples; WHO.len()] = Default::default();
-        for _ in 0..plan.half_repeats {
+        for _ in 0..plan.checks {
             for (side, rate) in sides.iter().zip(&mut seen) {
                 let title = format!("wrk: {}, {:?}", mode_word(mode), side.who);
                 lab.progress.step(&title, plan.window.as_secs());

@@ -27,13 +27,23 @@ const fn repeats(arguments: &Arguments) -> usize {
     }
 }
 
-const fn iperf_seconds(arguments: &Arguments) -> u64 {
-    if arguments.quick { 1 } else { 3 }
+/// Turns of iperf3 for each repeat of the others: many short ones, since one differs from the next by
+/// many times what is to be seen.
+const TURNS: usize = 5;
+/// How long each is.
+const TURN_SECONDS: u64 = 1;
+
+const fn turns(arguments: &Arguments) -> usize {
+    if arguments.quick {
+        3
+    } else {
+        TURNS * arguments.repeats
+    }
 }
 
 pub(super) fn seconds(arguments: &Arguments) -> u64 {
     let repeats = repeats(arguments) as u64;
-    6 + repeats + 3 * repeats * (1 + iperf_seconds(arguments))
+    6 + repeats + 3 * turns(arguments) as u64 * (1 + TURN_SECONDS)
 }
 
 pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
@@ -134,18 +144,16 @@ fn throughput(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
         .collect::<Result<_>>()?;
     let mut samples = [Samples::default(), Samples::default(), Samples::default()];
     let mut loss = [Samples::default(), Samples::default()];
-    let repeats = repeats(lab.arguments);
-    for repeat in 1..=repeats {
+    let turns = turns(lab.arguments);
+    for turn in 1..=turns {
         let mut once = [0.0; 3];
         // None of them always goes first.
-        for at in (repeat..repeat + routers.len()).map(|at| at % routers.len()) {
-            let router = routers[at];
-            let seconds = iperf_seconds(lab.arguments);
+        for at in (turn..turn + routers.len()).map(|at| at % routers.len()) {
             lab.progress.step(
-                &format!("iperf3 through a router {repeat}/{repeats}"),
-                seconds + 1,
+                &format!("iperf3 through a router {turn}/{turns}"),
+                TURN_SECONDS + 1,
             );
-            once[at] = iperf(router, seconds)?;
+            once[at] = iperf(routers[at])?;
             samples[at].push(once[at] / 1e9);
         }
         for (loss, with) in loss.iter_mut().zip(&once[1..]) {
@@ -185,9 +193,9 @@ fn throughput(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
 }
 
 /// Bits a second from one guest to the other.
-fn iperf(router: &TenantFixture, seconds: u64) -> Result<f64> {
+fn iperf(router: &TenantFixture) -> Result<f64> {
     let server = router.subnets[1].guests[0].v4.to_string();
-    let seconds = seconds.to_string();
+    let seconds = TURN_SECONDS.to_string();
     let mut client = router.guest().netns.command("iperf3")?;
     client.args(["--json", "--time", &seconds, "--client", &server]);
     let text = run_program(&mut client)?;
