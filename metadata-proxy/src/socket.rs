@@ -110,6 +110,7 @@ impl<S: AsFd> LazySocket<S> {
             socket,
         } = self
         else {
+            // It is watched by now.
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         loop {
