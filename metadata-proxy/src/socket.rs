@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, IoSlice},
+    mem::MaybeUninit,
     net::Shutdown,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd},
     pin::Pin,
@@ -20,7 +21,8 @@ use tokio::{
     task::coop,
 };
 
-/// A connected stream socket that belongs to one task: what it waits for is told to that task only.
+/// A connected stream socket that belongs to one task at a time: what it waits for is told to that
+/// task only.
 pub(crate) struct LazySocket<S> {
     /// The runtime's registration of `socket`, and what for. Dropped before it.
     watch: Option<(AsyncFd<RawFd>, Interest)>,
@@ -67,6 +69,19 @@ impl<S: AsFd> LazySocket<S> {
     /// What the system says; `EAGAIN` if there is no room.
     pub(crate) fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
         send(&self.socket, &[IoSlice::new(bytes)], false)
+    }
+
+    /// Whether the peer has said nothing that was not read, and has not closed. A system call only if
+    /// the runtime has been told of something, or watches nothing; what was said is not read from then on.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let look = |socket: &S| SockRef::from(socket).recv(&mut [MaybeUninit::uninit()]);
+        let said = match &self.watch {
+            Some((watch, interest)) if interest.is_readable() => {
+                watch.try_io(Interest::READABLE, |_| look(&self.socket))
+            }
+            _ => look(&self.socket),
+        };
+        said.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Tells the peer that nothing more is sent; one that is gone need not be told.

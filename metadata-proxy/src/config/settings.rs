@@ -64,7 +64,7 @@ impl Shape {
                 "a list of interface names, in which * is anything and ? one character",
             ),
             Self::IpVersions => String::from("a list of 4, 6, or both"),
-            Self::Address => String::from("host:port or http://host:port"),
+            Self::Address => String::from("host:port, http://host:port or unix:/path"),
             Self::LogLevel => String::from(
                 "error, warn, info, debug, trace, off, or directives like \
                  info,metadata_proxy::serve=debug",

@@ -1,9 +1,11 @@
 //! Valid values that plain types do not express.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use regex::Regex;
 use serde::{Serialize, Serializer};
+
+use super::settings::SOCKET_PATH_MAX;
 
 /// A simple glob over interface names: `*` is any run of characters, `?` any one.
 #[derive(Clone, Debug)]
@@ -87,13 +89,18 @@ impl Serialize for InterfaceGlob {
     }
 }
 
-/// A TCP endpoint: a name or an address, and a port.
+/// Where an HTTP server is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HttpAddress {
-    /// A host name, or an address without brackets.
-    pub host: String,
-    /// The port.
-    pub port: u16,
+pub enum HttpAddress {
+    /// A TCP endpoint.
+    Tcp {
+        /// A host name, or an address without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
 }
 
 /// Why something is no [`HttpAddress`].
@@ -111,12 +118,23 @@ pub enum AddressError {
     /// The host is missing, or an IPv6 address is not in brackets.
     #[error("the host is missing or malformed (an IPv6 address stands in brackets)")]
     Host,
+    /// What follows `unix:` is no path of a socket.
+    #[error("after unix: stands an absolute path of at most {SOCKET_PATH_MAX} bytes")]
+    Socket,
 }
 
 impl FromStr for HttpAddress {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let fits = path.starts_with('/') && path.len() <= SOCKET_PATH_MAX;
+            return if fits && !path.contains('\0') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(AddressError::Socket)
+            };
+        }
         let authority = match text.split_once("://") {
             Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
             Some(_) => return Err(AddressError::Scheme),
@@ -149,7 +167,7 @@ impl FromStr for HttpAddress {
         if host.is_empty() || !host.chars().all(valid) {
             return Err(AddressError::Host);
         }
-        Ok(Self {
+        Ok(Self::Tcp {
             host: host.to_owned(),
             port,
         })
@@ -158,10 +176,10 @@ impl FromStr for HttpAddress {
 
 impl fmt::Display for HttpAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -239,6 +257,10 @@ mod tests {
             ("http://127.0.0.1:80", "127.0.0.1:80"),
             ("[::1]:8775", "[::1]:8775"),
             ("http://[fd00::1]:8775", "[fd00::1]:8775"),
+            (
+                "unix:/run/nova/metadata.sock",
+                "unix:/run/nova/metadata.sock",
+            ),
         ] {
             assert_eq!(
                 text.parse::<HttpAddress>().map(|a| a.to_string()),
@@ -261,6 +283,8 @@ mod tests {
             ("::1:80", AddressError::Host),
             ("[nova]:80", AddressError::Host),
             ("no va:80", AddressError::Host),
+            ("unix:nova.sock", AddressError::Socket),
+            ("unix:/nova\0.sock", AddressError::Socket),
         ] {
             assert_eq!(text.parse::<HttpAddress>(), Err(error), "{text:?}");
         }

@@ -66,7 +66,7 @@ words! {
     UpstreamKind {
         /// Neutron's metadata agent behind its unix socket.
         Agent = "agent",
-        /// An HTTP endpoint over TCP.
+        /// An HTTP endpoint, over TCP or a unix socket.
         Http = "http",
         /// The agent by itself, from a file.
         Embedded = "embedded",

@@ -191,7 +191,7 @@ impl NodeControl {
         let config = self.config.load();
         let place = match &config.upstream {
             UpstreamConfig::Agent(agent) => agent.socket.display().to_string(),
-            UpstreamConfig::Http(http) => format!("{}:{}", http.address.host, http.address.port),
+            UpstreamConfig::Http(http) => http.address.to_string(),
             UpstreamConfig::Embedded(embedded) => embedded.file.display().to_string(),
         };
         UpstreamStatus {

@@ -14,10 +14,13 @@ use tracing::warn;
 
 use crate::{
     admission::{BoundPolicy, Families, QueueLimits, RateLimits, WindowLimit},
-    config::{Config, IpVersions, QueueConfig, RateLimitConfig, TimeoutsConfig, UpstreamConfig},
+    config::{
+        Config, HttpAddress, IpVersions, QueueConfig, RateLimitConfig, TimeoutsConfig,
+        UpstreamConfig,
+    },
     neutron::{self, AddressFamily, LogLevel, TenantSettings},
     tenants::{Declaration, Settings},
-    upstream::{Agent, AgentConfig, Http, HttpConfig, Upstream, embedded::Embedded},
+    upstream::{Agent, AgentConfig, Endpoint, Http, HttpConfig, Upstream, embedded::Embedded},
 };
 
 /// Most requests an adaptive bound gives the agent at once.
@@ -217,33 +220,37 @@ async fn upstream(config: &Config) -> anyhow::Result<Upstream> {
                 )
             })
         }
-        UpstreamConfig::Http(upstream) => {
-            let host = upstream.address.host.clone();
-            let port = upstream.address.port;
-            let resolved = tokio::task::spawn_blocking(move || {
-                (host.as_str(), port)
-                    .to_socket_addrs()
-                    .map(|mut all| all.next())
-            })
-            .await
-            .context("resolving was cut short")?;
-            let name = &upstream.address.host;
-            let endpoint = resolved
-                .with_context(|| format!("cannot resolve upstream.http.address {name}"))?
-                .with_context(|| format!("upstream.http.address {name} has no address"))?;
-            Ok(Upstream::Http(Http::new(&HttpConfig {
-                endpoint,
-                most_idle: upstream.pool_size,
-                longest_idle: HTTP_IDLE,
-                patience: HTTP_PATIENCE,
-                bound: BoundPolicy::Fixed(positive(config.queue.max_in_flight, HTTP_BOUND)),
-                waiting: waiting(&config.queue),
-            })))
-        }
+        UpstreamConfig::Http(upstream) => Ok(Upstream::Http(Http::new(HttpConfig {
+            endpoint: endpoint(&upstream.address).await?,
+            most_idle: upstream.pool_size,
+            longest_idle: HTTP_IDLE,
+            patience: HTTP_PATIENCE,
+            bound: BoundPolicy::Fixed(positive(config.queue.max_in_flight, HTTP_BOUND)),
+            waiting: waiting(&config.queue),
+        }))),
         UpstreamConfig::Embedded(upstream) => Ok(Upstream::Embedded(Arc::new(Embedded::open(
             &upstream.file,
         )?))),
     }
+}
+
+async fn endpoint(address: &HttpAddress) -> anyhow::Result<Endpoint> {
+    let (name, port) = match address {
+        HttpAddress::Unix(path) => return Ok(Endpoint::Unix(path.clone())),
+        HttpAddress::Tcp { host, port } => (host, *port),
+    };
+    let host = name.clone();
+    let resolved = tokio::task::spawn_blocking(move || {
+        (host.as_str(), port)
+            .to_socket_addrs()
+            .map(|mut all| all.next())
+    })
+    .await
+    .context("resolving was cut short")?;
+    resolved
+        .with_context(|| format!("cannot resolve upstream.http.address {name}"))?
+        .with_context(|| format!("upstream.http.address {name} has no address"))
+        .map(Endpoint::Tcp)
 }
 
 fn agent(

@@ -1,15 +1,16 @@
-//! An HTTP server behind a TCP endpoint, over kept connections.
+//! An HTTP server behind a TCP endpoint or a unix socket, over kept connections.
 //!
 //! When an attempt is repeated, and why that is safe:
 //! - The connect was refused, for as long as configured: the request was not sent.
+//! - A unix socket's backlog is full, until the deadline: the same.
 //! - A kept connection ended before any byte of an answer: the server had closed it meanwhile.
 //!   Only idempotent methods are sent over kept connections, so this is once, on a fresh one.
 
-use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+use std::{fmt, io, net::SocketAddr, os::fd::OwnedFd, path::PathBuf, pin::Pin, time::Duration};
 
 use bytes::BytesMut;
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     time::{Instant, timeout_at},
 };
 
@@ -23,13 +24,32 @@ use super::{
 use crate::{
     admission::{BoundPolicy, QueueLimits},
     rewrite::Outgoing,
+    socket::LazySocket,
 };
+
+/// Where an HTTP server is.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// An address and a port.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
 
 /// Where the server is and how its connections are kept.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
-    /// Its address.
-    pub endpoint: SocketAddr,
+    /// Where it is.
+    pub endpoint: Endpoint,
     /// How many idle connections each worker thread keeps; 0: a connection for every request.
     pub most_idle: usize,
     /// How long a connection is kept idle: shorter than the server does, or some requests must be
@@ -46,7 +66,7 @@ pub struct HttpConfig {
 /// An HTTP server.
 pub struct Http {
     pub(super) remote: Remote,
-    endpoint: SocketAddr,
+    endpoint: Endpoint,
     patience: Duration,
     pool: Pool,
 }
@@ -54,10 +74,9 @@ pub struct Http {
 impl Http {
     /// Prepares to ask; connects to nothing yet.
     #[must_use]
-    pub fn new(config: &HttpConfig) -> Self {
-        let name = format!("http://{}", config.endpoint);
+    pub fn new(config: HttpConfig) -> Self {
         Self {
-            remote: Remote::new(name, config.bound, config.waiting),
+            remote: Remote::new(config.endpoint.to_string(), config.bound, config.waiting),
             endpoint: config.endpoint,
             patience: config.patience,
             pool: Pool::new(config.most_idle, config.longest_idle),
@@ -104,33 +123,50 @@ impl Http {
         Ok(remote.answer(received, stream, self.pool, permit, timeouts))
     }
 
-    async fn connect(
-        &self,
-        deadline: Instant,
-        spent: &mut Spent,
-    ) -> Result<TcpStream, UpstreamError> {
+    async fn connect(&self, deadline: Instant, spent: &mut Spent) -> Result<Stream, UpstreamError> {
         let patience = deadline.min(Instant::now() + self.patience);
-        let mut backoff = Backoff::for_absent();
+        let mut absent = Backoff::for_absent();
+        let mut full = Backoff::for_full_backlog();
         loop {
-            let source = match timeout_at(deadline, TcpStream::connect(self.endpoint)).await {
-                Ok(Ok(stream)) => match stream.set_nodelay(true) {
-                    Ok(()) => return Ok(stream),
-                    Err(source) => return Err(self.remote.unreachable(source)),
-                },
+            let source = match timeout_at(deadline, self.endpoint.connect()).await {
+                Ok(Ok(stream)) => return Ok(stream),
                 Ok(Err(source)) => source,
                 Err(_) => return Err(self.remote.unreachable(io::ErrorKind::TimedOut.into())),
             };
-            let refused = source.kind() == io::ErrorKind::ConnectionRefused;
-            if !refused || !backoff.pause(patience).await {
+            let (reason, goes_on) = match source.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                    (RetryReason::Absent, absent.pause(patience).await)
+                }
+                io::ErrorKind::WouldBlock => (RetryReason::BacklogFull, full.pause(deadline).await),
+                _ => return Err(self.remote.unreachable(source)),
+            };
+            if !goes_on {
                 return Err(self.remote.unreachable(source));
             }
-            self.remote.retried(RetryReason::Absent, spent);
+            self.remote.retried(reason, spent);
         }
     }
 }
 
-impl Keep<TcpStream> for Pool {
-    fn keep(&self, stream: TcpStream) {
+/// A connection to the server.
+pub(super) type Stream = LazySocket<OwnedFd>;
+
+impl Endpoint {
+    async fn connect(&self) -> io::Result<Stream> {
+        let socket: OwnedFd = match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                stream.into_std()?.into()
+            }
+            Self::Unix(path) => UnixStream::connect(path).await?.into_std()?.into(),
+        };
+        Ok(LazySocket::new(socket))
+    }
+}
+
+impl Keep<Stream> for Pool {
+    fn keep(&self, stream: Stream) {
         self.put(stream);
     }
 }

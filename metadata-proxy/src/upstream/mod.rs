@@ -24,7 +24,7 @@ pub use self::{
     answer::{Answer, AnswerBody},
     counters::{RetryReason, UpstreamSnapshot},
     error::UpstreamError,
-    http::{Http, HttpConfig},
+    http::{Endpoint, Http, HttpConfig},
 };
 use self::{counters::Counters, remote::Remote};
 use crate::{
@@ -67,7 +67,7 @@ pub struct Spent {
 pub enum Upstream {
     /// Neutron's metadata agent behind a unix socket.
     Agent(Agent),
-    /// An HTTP server behind a TCP endpoint.
+    /// An HTTP server behind a TCP endpoint or a unix socket.
     Http(Http),
     /// This process, from a file.
     Embedded(Arc<embedded::Embedded>),

@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
+
+use super::http::Stream;
 
 thread_local! {
     /// This thread's stocks; there are only ever a few upstreams.
@@ -27,7 +26,7 @@ struct Stock {
 }
 
 struct Idle {
-    stream: TcpStream,
+    stream: Stream,
     since: Instant,
 }
 
@@ -51,14 +50,12 @@ impl Pool {
     }
 
     /// Takes the connection used last that the peer has not closed.
-    pub(super) fn take(&self) -> Option<TcpStream> {
+    pub(super) fn take(&self) -> Option<Stream> {
         STOCKS.with_borrow_mut(|stocks| {
             let stock = stocks.iter_mut().find(|stock| stock.pool == self.id)?;
             while let Some(idle) = stock.idle.pop_back() {
-                // A system call only if the runtime has been told of something: a close, or bytes
-                // that answer nothing.
-                let unexpected = idle.stream.try_read(&mut [0]);
-                if unexpected.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock) {
+                // A close, or bytes that answer nothing.
+                if idle.stream.is_quiet() {
                     return Some(idle.stream);
                 }
             }
@@ -67,7 +64,7 @@ impl Pool {
     }
 
     /// Keeps a connection whose last answer ended properly.
-    pub(super) fn put(&self, stream: TcpStream) {
+    pub(super) fn put(&self, stream: Stream) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };

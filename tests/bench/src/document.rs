@@ -37,9 +37,9 @@ Both write a line for each request: haproxy to a datagram socket in place of `/d
 stream as journald gives a service; both are read away by the benchmark.\n\n\
 The upstream answers at once with a kilobyte. haproxy always asks it as Neutron configures it, over \
 the agent's unix socket with a connection for each request. Ours is measured doing the same (*agent \
-socket*), and with an upstream of kept TCP connections (*pooled upstream*), which Neutron's \
-configuration of haproxy does not know: there the bars compare ours with haproxy on the agent's \
-socket.\n\n\
+socket*), and with an upstream whose connections are kept, over a unix socket too (*pooled unix \
+socket*) and over TCP (*pooled TCP*), which Neutron's configuration of haproxy does not know: there \
+the bars, the same for both, compare ours with haproxy on the agent's socket.\n\n\
 The load generator is one thread that enters the guests' namespaces; 32 connections at once, shared \
 out among the busy tenants. It checks of every answer that it was given to the tenant that asked. \
 Load generator, upstream and proxy share the cores of the machine. *A connection each* means that \

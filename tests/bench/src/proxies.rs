@@ -19,17 +19,20 @@ use crate::{
 pub(crate) enum Via {
     /// The agent's unix socket, a connection for each request.
     AgentSocket,
+    /// A unix socket, connections kept.
+    PooledUnix,
     /// TCP, connections kept.
-    Pooled,
+    PooledTcp,
 }
 
 impl Via {
-    pub(crate) const ALL: [Self; 2] = [Self::AgentSocket, Self::Pooled];
+    pub(crate) const ALL: [Self; 3] = [Self::AgentSocket, Self::PooledUnix, Self::PooledTcp];
 
     pub(crate) const fn word(self) -> &'static str {
         match self {
             Self::AgentSocket => "agent socket",
-            Self::Pooled => "pooled upstream",
+            Self::PooledUnix => "pooled unix socket",
+            Self::PooledTcp => "pooled TCP",
         }
     }
 }
@@ -50,7 +53,10 @@ impl Ours {
             .log_to(stream);
         let builder = match via {
             Via::AgentSocket => builder.upstream_agent(lab.upstream.socket()),
-            Via::Pooled => builder.upstream_http(&lab.upstream.address().to_string()),
+            Via::PooledUnix => {
+                builder.upstream_http(&format!("unix:{}", lab.upstream.http_socket().display()))
+            }
+            Via::PooledTcp => builder.upstream_http(&lab.upstream.address().to_string()),
         };
         Ok(Self {
             agent: builder.start_unready()?,

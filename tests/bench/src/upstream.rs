@@ -1,5 +1,5 @@
 //! The upstream that every proxy asks: answers at once, on a unix socket with a connection for each
-//! request, as Neutron's agent, and over TCP with connections that are kept.
+//! request, as Neutron's agent, and on another and over TCP with connections that are kept.
 //!
 //! Its backlog is ample: who is measured is the proxy. An answer repeats who was said to have asked,
 //! so that the load generator sees whether it got its own.
@@ -39,31 +39,29 @@ pub(crate) const BODY: usize = 1024;
 /// How often a thread looks whether it is to end, milliseconds.
 const TICK: u16 = 100;
 
-/// Both servers; they end when this is dropped.
+/// All servers; they end when this is dropped.
 pub(crate) struct Upstream {
     socket: PathBuf,
+    http_socket: PathBuf,
     address: SocketAddr,
     servers: Vec<Server>,
 }
 
 impl Upstream {
-    /// Starts both.
+    /// Starts all.
     pub(crate) fn start(directory: &Path) -> Result<Self> {
-        let path = directory.join("metadata_proxy");
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).context("no unix socket")?;
-        let at = SockAddr::unix(&path).context("not a socket's path")?;
-        socket
-            .bind(&at)
-            .with_context(|| format!("cannot bind {}", path.display()))?;
-        socket.listen(BACKLOG).context("cannot listen")?;
+        let socket = directory.join("metadata_proxy");
+        let http_socket = directory.join("http");
         let tcp = TcpListener::bind(("127.0.0.1", 0)).context("cannot bind")?;
         let address = tcp.local_addr().context("no address")?;
         let servers = vec![
-            Server::start(socket.into(), Serves::One)?,
+            Server::start(listen(&socket)?, Serves::One)?,
+            Server::start(listen(&http_socket)?, Serves::Many)?,
             Server::start(tcp.into(), Serves::Many)?,
         ];
         Ok(Self {
-            socket: path,
+            socket,
+            http_socket,
             address,
             servers,
         })
@@ -72,6 +70,11 @@ impl Upstream {
     /// Where it is as Neutron's agent.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where it is on a unix socket with connections that are kept.
+    pub(crate) fn http_socket(&self) -> &Path {
+        &self.http_socket
     }
 
     /// Where it is over TCP.
@@ -84,7 +87,18 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.servers.clear();
         let _ = fs::remove_file(&self.socket);
+        let _ = fs::remove_file(&self.http_socket);
     }
+}
+
+fn listen(path: &Path) -> Result<OwnedFd> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).context("no unix socket")?;
+    let at = SockAddr::unix(path).context("not a socket's path")?;
+    socket
+        .bind(&at)
+        .with_context(|| format!("cannot bind {}", path.display()))?;
+    socket.listen(BACKLOG).context("cannot listen")?;
+    Ok(socket.into())
 }
 
 /// How many requests a connection carries.

@@ -23,25 +23,35 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[must_use]
 pub fn check_upstream(config: &Config) -> Item {
     match &config.upstream {
-        UpstreamConfig::Agent(agent) => unix(&agent.socket),
-        UpstreamConfig::Http(http) => tcp(&http.address),
+        UpstreamConfig::Agent(agent) => unix(
+            "agent",
+            &agent.socket,
+            "start Neutron's metadata agent, or set upstream.agent.socket to its socket",
+        ),
+        UpstreamConfig::Http(http) => match &http.address {
+            HttpAddress::Unix(path) => unix(
+                "http",
+                path,
+                "start the server, or set upstream.http.address to its socket",
+            ),
+            HttpAddress::Tcp { host, port } => tcp(&http.address, host, *port),
+        },
         UpstreamConfig::Embedded(embedded) => file(&embedded.file),
     }
 }
 
-fn unix(path: &Path) -> Item {
+fn unix(kind: &str, path: &Path, remedy: &'static str) -> Item {
     let shown = path.display();
-    let remedy = "start Neutron's metadata agent, or set upstream.agent.socket to its socket";
     let absent = |found: String| Item::warning(CHECK, found, "guests get 503 until it is", remedy);
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return absent(format!("agent: {shown} is not there"));
+            return absent(format!("{kind}: {shown} is not there"));
         }
-        Err(error) => return unreachable(&format!("agent: {shown}"), &error),
+        Err(error) => return unreachable(&format!("{kind}: {shown}"), &error),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             return Item::failure(
                 CHECK,
-                format!("agent: {shown} is no socket"),
+                format!("{kind}: {shown} is no socket"),
                 "guests would always get 503",
                 remedy,
             );
@@ -49,21 +59,21 @@ fn unix(path: &Path) -> Item {
         Ok(_) => {}
     }
     match connect_now(path) {
-        Ok(_) => Item::ok(CHECK, format!("agent: {shown} accepts connections")),
+        Ok(_) => Item::ok(CHECK, format!("{kind}: {shown} accepts connections")),
         // Somebody listens, and that is what was asked.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Item::ok(CHECK, format!("agent: {shown} is there, and busy"))
+            Item::ok(CHECK, format!("{kind}: {shown} is there, and busy"))
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            absent(format!("agent: nobody listens on {shown}"))
+            absent(format!("{kind}: nobody listens on {shown}"))
         }
-        Err(error) => unreachable(&format!("agent: {shown}"), &error),
+        Err(error) => unreachable(&format!("{kind}: {shown}"), &error),
     }
 }
 
-fn tcp(address: &HttpAddress) -> Item {
+fn tcp(address: &HttpAddress, host: &str, port: u16) -> Item {
     let found = format!("http: {address}");
-    let resolved = match (address.host.as_str(), address.port).to_socket_addrs() {
+    let resolved = match (host, port).to_socket_addrs() {
         Ok(resolved) => resolved,
         Err(error) => return unreachable(&found, &error),
     };
@@ -181,6 +191,24 @@ mod tests {
         assert_eq!(verdict(config.clone()), Verdict::Ok);
         drop(listener);
         assert_eq!(verdict(config), Verdict::Warning);
+    }
+
+    #[test]
+    fn an_endpoint_may_be_a_unix_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("http.sock");
+        let config = UpstreamConfig::Http(HttpConfig {
+            address: HttpAddress::Unix(path.clone()),
+            pool_size: 1,
+        });
+        let item = check_upstream(&Config {
+            upstream: config.clone(),
+            ..Config::default()
+        });
+        assert_eq!(item.verdict, Verdict::Warning);
+        assert!(item.found.starts_with("http: /"), "{}", item.found);
+        let _listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(verdict(config), Verdict::Ok);
     }
 
     #[test]

@@ -2,6 +2,7 @@ use std::{num::NonZeroU32, sync::atomic::Ordering::SeqCst};
 
 use ::http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::upstream::{
@@ -12,7 +13,11 @@ use crate::upstream::{
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
 fn upstream(endpoint: SocketAddr, longest_idle: Duration, patience: Duration) -> Upstream {
-    Upstream::Http(Http::new(&HttpConfig {
+    at(Endpoint::Tcp(endpoint), longest_idle, patience)
+}
+
+fn at(endpoint: Endpoint, longest_idle: Duration, patience: Duration) -> Upstream {
+    Upstream::Http(Http::new(HttpConfig {
         endpoint,
         most_idle: 4,
         longest_idle,
@@ -179,4 +184,88 @@ async fn where_nobody_listens_it_says_so_at_once_unless_told_to_be_patient() {
     assert_eq!(error.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert!(started.elapsed() >= Duration::from_millis(30));
     assert!(patient.snapshot().retries[RetryReason::Absent as usize].1 > 0);
+}
+
+/// A server on a unix socket that answers a request with its connection's number.
+async fn serve_unix(listener: tokio::net::UnixListener) {
+    for connection in 1.. {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut room = [0; 4096];
+            while stream.read(&mut room).await.is_ok_and(|read| read > 0) {
+                let body = "x".repeat(connection);
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_unix_socket_carries_many_requests_over_one_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let server = tokio::spawn(serve_unix(listener));
+    let endpoint = Endpoint::Unix(path);
+    let upstream = at(endpoint, Duration::from_secs(30), Duration::ZERO);
+    assert!(upstream.name().starts_with("unix:/"));
+    for _ in 0..5 {
+        assert_eq!(ask(&upstream, Method::GET).await.unwrap(), (200, 1));
+    }
+    // Not safe to be sent twice: on a connection of its own.
+    assert_eq!(ask(&upstream, Method::POST).await.unwrap(), (200, 2));
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_unix_socket_that_is_not_there_yet_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    let endpoint = Endpoint::Unix(path.clone());
+    let upstream = at(endpoint, Duration::ZERO, Duration::from_secs(5));
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(serve_unix(listener)).abort_handle()
+    };
+    let (answer, server) = tokio::join!(ask(&upstream, Method::GET), late);
+    assert_eq!(answer.unwrap(), (200, 1));
+    server.abort();
+
+    let nowhere = Endpoint::Unix(directory.path().join("nowhere"));
+    let upstream = at(nowhere, Duration::ZERO, Duration::from_millis(20));
+    let error = ask(&upstream, Method::GET).await.unwrap_err();
+    assert!(
+        matches!(error, UpstreamError::Unreachable { .. }),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_whose_backlog_is_full_is_waited_for() {
+    use socket2::{Domain, SockAddr, Socket, Type};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("http.sock");
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    let listener = tokio::net::UnixListener::from_std(OwnedFd::from(socket).into()).unwrap();
+    // One more than a backlog of none takes.
+    let waiting = UnixStream::connect(&path).await.unwrap();
+    let endpoint = Endpoint::Unix(path);
+    let upstream = at(endpoint, Duration::ZERO, Duration::ZERO);
+    let late = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::spawn(serve_unix(listener)).abort_handle()
+    };
+    let (answer, server) = tokio::join!(ask(&upstream, Method::GET), late);
+    assert_eq!(answer.unwrap(), (200, 2));
+    let full = upstream.snapshot().retries[RetryReason::BacklogFull as usize].1;
+    assert!(full > 0, "the backlog was never full");
+    drop(waiting);
+    server.abort();
 }

@@ -61,10 +61,11 @@ enum Who {
     Ours(Via),
 }
 
-const WHO: [Who; 3] = [
+const WHO: [Who; 4] = [
     Who::Theirs,
     Who::Ours(Via::AgentSocket),
-    Who::Ours(Via::Pooled),
+    Who::Ours(Via::PooledUnix),
+    Who::Ours(Via::PooledTcp),
 ];
 
 /// What was seen of one proxy in one way of asking.
@@ -122,18 +123,20 @@ impl Side {
 }
 
 pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
-    lab.progress.step("making 3 × 16 tenants with guests", 15);
+    lab.progress.step("making 4 × 16 tenants with guests", 20);
     let sides = [
         Side::new(Who::Theirs, &lab.theirs)?,
         Side::new(Who::Ours(Via::AgentSocket), &lab.ours)?,
-        Side::new(Who::Ours(Via::Pooled), &lab.pooled)?,
+        Side::new(Who::Ours(Via::PooledUnix), &lab.pooled)?,
+        Side::new(Who::Ours(Via::PooledTcp), &lab.pooled_tcp)?,
     ];
     lab.progress.step("starting the proxies", 5);
     let mut theirs = Theirs::none();
     theirs.start(&lab.theirs, &sides[0].tenants, &lab.upstream, &lab.syslog)?;
     let ours = [
         Ours::start(lab, &lab.ours, Via::AgentSocket)?,
-        Ours::start(lab, &lab.pooled, Via::Pooled)?,
+        Ours::start(lab, &lab.pooled, Via::PooledUnix)?,
+        Ours::start(lab, &lab.pooled_tcp, Via::PooledTcp)?,
     ];
     for (side, ours) in sides[1..].iter().zip(&ours) {
         ours.wait_serving(side.tenants.len(), READY_WITHIN)?;
@@ -425,18 +428,18 @@ const fn mode_word(mode: Mode) -> &'static str {
 const fn cpu_bar(busy: usize, via: Via) -> f64 {
     match (busy, via) {
         (1, Via::AgentSocket) => 0.85,
-        (1, Via::Pooled) => 0.45,
+        (1, Via::PooledUnix | Via::PooledTcp) => 0.45,
         (_, Via::AgentSocket) => 0.40,
-        (_, Via::Pooled) => 0.20,
+        (_, Via::PooledUnix | Via::PooledTcp) => 0.20,
     }
 }
 
 const fn rate_bar(busy: usize, via: Via, mode: Mode) -> f64 {
     match (busy, via, mode) {
         (1, Via::AgentSocket, _) => 1.1,
-        (1, Via::Pooled, _) => 1.8,
+        (1, Via::PooledUnix | Via::PooledTcp, _) => 1.8,
         (_, Via::AgentSocket, _) => 1.6,
-        (_, Via::Pooled, Mode::Close) => 2.0,
-        (_, Via::Pooled, Mode::Keep) => 3.5,
+        (_, Via::PooledUnix | Via::PooledTcp, Mode::Close) => 2.0,
+        (_, Via::PooledUnix | Via::PooledTcp, Mode::Keep) => 3.5,
     }
 }

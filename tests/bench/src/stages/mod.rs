@@ -122,7 +122,7 @@ pub(crate) fn chosen(arguments: &Arguments) -> Vec<Stage> {
         .collect()
 }
 
-/// What all stages share: two nodes for ours, one for haproxy, and one upstream for all.
+/// What all stages share: three nodes for ours, one for haproxy, and one upstream for all.
 pub(crate) struct Lab<'a> {
     pub(crate) arguments: &'a Arguments,
     pub(crate) progress: &'a Progress,
@@ -130,8 +130,10 @@ pub(crate) struct Lab<'a> {
     pub(crate) upstream: Upstream,
     /// Of ours with the agent's socket, and whatever is measured alone.
     pub(crate) ours: Node,
-    /// Of ours with the pooled upstream.
+    /// Of ours with the upstream pooled over a unix socket.
     pub(crate) pooled: Node,
+    /// Of ours with the upstream pooled over TCP.
+    pub(crate) pooled_tcp: Node,
     pub(crate) theirs: Node,
 }
 
@@ -145,6 +147,7 @@ impl<'a> Lab<'a> {
             upstream: Upstream::start(theirs.directory())?,
             ours: Node::new()?,
             pooled: Node::new()?,
+            pooled_tcp: Node::new()?,
             theirs,
         })
     }

@@ -18,7 +18,7 @@ use crate::{
 /// How long each way of asking is watched.
 const WINDOW: Duration = Duration::from_secs(6);
 /// How long all of it takes, with what perf makes of it.
-pub(super) const SECONDS: u64 = 4 * (WINDOW.as_secs() + 20);
+pub(super) const SECONDS: u64 = 6 * (WINDOW.as_secs() + 20);
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const CONNECTIONS: usize = 32;
 /// Samples a second: each copies a part of the stack, which must not be what is seen.
@@ -27,7 +27,8 @@ const FREQUENCY: &str = "199";
 pub(super) fn run(lab: &Lab<'_>) -> Result<()> {
     let folder = lab.arguments.docs.join("benchmarks");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    for (via, node) in Via::ALL.into_iter().zip([&lab.ours, &lab.pooled]) {
+    let nodes = [&lab.ours, &lab.pooled, &lab.pooled_tcp];
+    for (via, node) in Via::ALL.into_iter().zip(nodes) {
         let tenant = TenantFixture::new(node, Kind::Router)?;
         let ours = Ours::start(lab, node, via)?;
         ours.wait_serving(1, READY_WITHIN)?;
