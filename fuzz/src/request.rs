@@ -14,7 +14,7 @@ use metadata_proxy::{
     config::Config,
     identity::Tenant,
     kernel::{Kernel as _, PlainKernel},
-    listener,
+    listener::{self, Acceptor},
     serve::{Ends, Node, accept},
     tenants::{Counters, Service, Settings},
     upstream::{Agent, AgentConfig, Upstream},
@@ -23,7 +23,7 @@ use metadata_proxy_common::TenantKind;
 use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UnixListener},
+    net::{TcpStream, UnixListener},
     runtime::Runtime,
     time::timeout,
 };
@@ -244,7 +244,7 @@ fn serve(agent: Agent) -> SocketAddr {
         Arc::<Counters>::default(),
     );
     service.set_may_forward(true);
-    let listener = TcpListener::from_std(listener).expect("no runtime");
+    let listener = Acceptor::new(listener).expect("no runtime");
     tokio::spawn(accept(
         Arc::new(listener),
         Arc::new(service),
