@@ -72,7 +72,7 @@ impl<S: AsFd> LazySocket<S> {
     }
 
     /// Whether the peer has said nothing that was not read, and has not closed. A system call only if
-    /// the runtime has been told of something, or watches nothing; what was said is not read from then on.
+    /// the runtime has been told of something, or watches nothing; what was said is lost.
     pub(crate) fn is_quiet(&self) -> bool {
         let look = |socket: &S| SockRef::from(socket).recv(&mut [MaybeUninit::uninit()]);
         let said = match &self.watch {

@@ -99,7 +99,7 @@ pub struct SteeringConfig {
 pub struct DiscoveryConfig {
     /// The directory of named network namespaces.
     pub netns_dir: PathBuf,
-    /// Time between two full scans.
+    /// Time between two scans; one looks at every name only if something may have changed.
     #[serde(with = "humantime_serde")]
     pub scan_interval: Duration,
     /// Whether the names Neutron gives namespaces are recognised.

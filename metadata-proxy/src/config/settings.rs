@@ -173,7 +173,7 @@ const TABLE: &[Row] = &[
         Shape::Path,
         "Directory of named network namespaces",
     ),
-    ("discovery.scan_interval", SCAN, "Time between full scans"),
+    ("discovery.scan_interval", SCAN, "Time between scans"),
     (
         "discovery.neutron",
         Shape::Bool,

@@ -127,7 +127,7 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     let sides = [
         Side::new(Who::Theirs, &lab.theirs)?,
         Side::new(Who::Ours(Via::AgentSocket), &lab.ours)?,
-        Side::new(Who::Ours(Via::PooledUnix), &lab.pooled)?,
+        Side::new(Who::Ours(Via::PooledUnix), &lab.pooled_unix)?,
         Side::new(Who::Ours(Via::PooledTcp), &lab.pooled_tcp)?,
     ];
     lab.progress.step("starting the proxies", 5);
@@ -135,7 +135,7 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     theirs.start(&lab.theirs, &sides[0].tenants, &lab.upstream, &lab.syslog)?;
     let ours = [
         Ours::start(lab, &lab.ours, Via::AgentSocket)?,
-        Ours::start(lab, &lab.pooled, Via::PooledUnix)?,
+        Ours::start(lab, &lab.pooled_unix, Via::PooledUnix)?,
         Ours::start(lab, &lab.pooled_tcp, Via::PooledTcp)?,
     ];
     for (side, ours) in sides[1..].iter().zip(&ours) {

@@ -63,8 +63,8 @@ pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
 
 /// Time of one run of the program, over IPv4 and IPv6.
 fn per_packet(lab: &Lab<'_>) -> Result<[Samples; 2]> {
-    let namespace = metadata_proxy_tests::Netns::hidden(&lab.pooled, "frames")?;
-    let directory = lab.pooled.bpffs().join("frames");
+    let namespace = metadata_proxy_tests::Netns::hidden(&lab.pooled_unix, "frames")?;
+    let directory = lab.pooled_unix.bpffs().join("frames");
     namespace.run(|| {
         let kernel = EbpfKernel::load(KernelOptions {
             bpffs_dir: directory,
@@ -131,7 +131,7 @@ fn router(node: &Node) -> Result<TenantFixture> {
 /// What goes through a router: plain, with ours, with Neutron's rules.
 fn throughput(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
     lab.progress.step("making three routers", 3);
-    let plain = router(&lab.pooled)?;
+    let plain = router(&lab.pooled_unix)?;
     let steered = router(&lab.ours)?;
     let ruled = router(&lab.theirs)?;
     neutron::install_rules(&ruled.netns, NeutronProxy::Enabled)?;

@@ -131,7 +131,7 @@ pub(crate) struct Lab<'a> {
     /// Of ours with the agent's socket, and whatever is measured alone.
     pub(crate) ours: Node,
     /// Of ours with the upstream pooled over a unix socket.
-    pub(crate) pooled: Node,
+    pub(crate) pooled_unix: Node,
     /// Of ours with the upstream pooled over TCP.
     pub(crate) pooled_tcp: Node,
     pub(crate) theirs: Node,
@@ -146,7 +146,7 @@ impl<'a> Lab<'a> {
             syslog: Syslog::start(theirs.directory())?,
             upstream: Upstream::start(theirs.directory())?,
             ours: Node::new()?,
-            pooled: Node::new()?,
+            pooled_unix: Node::new()?,
             pooled_tcp: Node::new()?,
             theirs,
         })

@@ -27,7 +27,7 @@ const FREQUENCY: &str = "199";
 pub(super) fn run(lab: &Lab<'_>) -> Result<()> {
     let folder = lab.arguments.docs.join("benchmarks");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let nodes = [&lab.ours, &lab.pooled, &lab.pooled_tcp];
+    let nodes = [&lab.ours, &lab.pooled_unix, &lab.pooled_tcp];
     for (via, node) in Via::ALL.into_iter().zip(nodes) {
         let tenant = TenantFixture::new(node, Kind::Router)?;
         let ours = Ours::start(lab, node, via)?;
