@@ -62,7 +62,10 @@ pub struct Discovery {
     cookies: HashMap<NetnsId, NetnsCookie>,
     /// None where they cannot be watched.
     mounts: Option<MountWatch>,
+    /// None if the next scan is to look at every name.
     last_look: Option<LastLook>,
+    /// Whether nothing kept a scan from seeing what is there.
+    was_all_seen: bool,
 }
 
 /// With what every name was looked at for the last time.
@@ -107,6 +110,7 @@ impl Discovery {
             cookies: HashMap::new(),
             mounts: MountWatch::start().ok(),
             last_look: None,
+            was_all_seen: false,
         }
     }
 
@@ -198,7 +202,9 @@ impl Discovery {
                 return;
             }
         }
-        let mut names: HashSet<String> = std::fs::read_dir(&self.dir)
+        let entries = std::fs::read_dir(&self.dir);
+        self.was_all_seen = entries.is_ok();
+        let mut names: HashSet<String> = entries
             .map(|entries| {
                 entries
                     .filter_map(Result::ok)
@@ -210,7 +216,7 @@ impl Discovery {
         for name in names {
             self.look(&name, foreign.as_ref()).await;
         }
-        self.last_look = Some(LastLook {
+        self.last_look = self.was_all_seen.then_some(LastLook {
             config,
             foreign,
             scans: 0,
@@ -221,7 +227,8 @@ impl Discovery {
         let was_known = self.known.contains_key(name);
         self.look(name, None).await;
         if !was_known && !self.known.contains_key(name) {
-            // None of ours, but it may be what somebody named by hand.
+            // None of ours, but it may be what somebody named by hand, or declares in the map.
+            self.last_look = None;
             let path = self.dir.join(name);
             self.registry.send(Command::PathChanged(path)).await;
         }
@@ -323,7 +330,10 @@ impl Discovery {
             ));
         }
         let tenant = if let Some(foreign) = foreign {
-            let cookie = self.cookie(&namespace, path).await?;
+            let Some(cookie) = self.cookie(&namespace, path).await else {
+                self.was_all_seen = false;
+                return None;
+            };
             *foreign.get(&cookie)?
         } else {
             let known = self.known.get(name)?;
@@ -347,6 +357,10 @@ impl Discovery {
         if wait > YOUNG_MAX {
             self.young.remove(name);
             info!(namespace = name, %error, "left out");
+            if !matches!(error, netns::NetnsError::NotANamespace { .. }) {
+                // Nothing tells when it can be opened.
+                self.last_look = None;
+            }
             return;
         }
         self.young.insert(
