@@ -10,7 +10,8 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, SocketAddrV6, TcpStream},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use metadata_proxy_tests::{
@@ -100,4 +101,68 @@ fn a_guest_of_a_router_may_use_a_port_again_at_once() {
 #[test]
 fn a_guest_behind_a_redirect_may_use_a_port_again_at_once() {
     is_served_again(Kind::Router, Some(NeutronProxy::Enabled));
+}
+
+/// Connections of a guest that connects again and again: more than a tenant's count as many.
+const AGAIN: usize = 12_000;
+/// Guest's ports for them.
+const PORTS: usize = 1000;
+/// What counts as many (`Farewells`), and some that are closed until the listeners are there.
+const LEFT_AT_MOST: usize = 4096 + 2 * PORTS;
+/// Shorter than the time after which a SYN that nobody answers is sent again.
+const AT_ONCE: Duration = Duration::from_millis(900);
+
+/// What is left of connections in the calling thread's namespace.
+fn in_time_wait() -> usize {
+    let counts = std::fs::read_to_string("/proc/thread-self/net/sockstat").unwrap();
+    let (_, count) = counts.split_once(" tw ").unwrap();
+    count.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Asks many times, each time from whichever port the kernel chooses.
+fn ask_again_and_again(times: usize) {
+    for _ in 0..times {
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(METADATA).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        let took = begun.elapsed();
+        assert!(took < AT_ONCE, "an answer took {took:?}");
+    }
+}
+
+/// However often a guest connects, it leaves no more behind than it has ports.
+#[test]
+fn what_is_left_of_connections_is_bounded() {
+    let node = Node::new().unwrap();
+    let tenant = TenantFixture::new(&node, Kind::Router).unwrap();
+    neutron::install_rules(&tenant.netns, NeutronProxy::Disabled).unwrap();
+    let upstream = MetadataAgent::builder()
+        .start(&node.directory().join("agent"))
+        .unwrap();
+    let agent = Agent::builder(&node)
+        .upstream_agent(upstream.socket())
+        .start()
+        .unwrap();
+    agent.wait_served(&tenant).unwrap();
+    let guest = &tenant.guest().netns;
+    let last = 40_000 + PORTS - 1;
+    guest
+        .sysctl("net/ipv4/ip_local_port_range", &format!("40000 {last}"))
+        .unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                guest.enter().unwrap();
+                ask_again_and_again(AGAIN / 4);
+            });
+        }
+    });
+    let left = tenant.netns.run(|| Ok(in_time_wait())).unwrap();
+    assert!(left <= LEFT_AT_MOST, "{left} are left in TIME_WAIT");
 }

@@ -214,6 +214,7 @@ async fn serve(stream: TcpStream, guest: Guest) {
         &guest.is_last,
         &guest.has_both_lengths,
         &node.ends.stopping,
+        &service.farewells,
     ));
     drop(settings);
     let guest = &guest;

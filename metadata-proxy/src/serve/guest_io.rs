@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::length_watch::LengthWatch;
-use crate::{listener, socket::LazySocket};
+use crate::{listener, socket::LazySocket, tenants::Farewells};
 
 /// A socket with a bound on how long a write may stand still.
 pub(super) struct GuestIo<'a> {
@@ -39,6 +39,7 @@ pub(super) struct GuestIo<'a> {
     written: usize,
     /// Cancelled when the process is about to end.
     stopping: &'a CancellationToken,
+    farewells: &'a Farewells,
     /// Whether the guest has closed its side: then it is not for us to linger.
     guest_closed: bool,
     /// Made when a write stands still for the first time: nearly no connection needs one.
@@ -70,6 +71,7 @@ impl<'a> GuestIo<'a> {
         is_last: &'a AtomicBool,
         has_both_lengths: &'a AtomicBool,
         stopping: &'a CancellationToken,
+        farewells: &'a Farewells,
     ) -> Self {
         Self {
             socket: LazySocket::new(stream),
@@ -79,6 +81,7 @@ impl<'a> GuestIo<'a> {
             lengths: LengthWatch::new(),
             written: 0,
             stopping,
+            farewells,
             guest_closed: false,
             stalled: None,
             farewell: None,
@@ -202,7 +205,7 @@ impl AsyncWrite for GuestIo<'_> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Before the guest is told: its answer to that may be faster than we are.
-        if !self.guest_closed {
+        if !self.guest_closed && self.farewells.note() {
             listener::free_port(&self.socket);
         }
         if self.farewell.is_none() {
@@ -245,6 +248,7 @@ mod tests {
         is_last: AtomicBool,
         has_both_lengths: AtomicBool,
         stopping: CancellationToken,
+        farewells: Farewells,
     }
 
     impl GuestState {
@@ -253,9 +257,17 @@ mod tests {
                 is_last,
                 has_both_lengths,
                 stopping,
+                farewells,
             } = self;
             let stream = stream.into_std().unwrap();
-            GuestIo::new(stream, patience, is_last, has_both_lengths, stopping)
+            GuestIo::new(
+                stream,
+                patience,
+                is_last,
+                has_both_lengths,
+                stopping,
+                farewells,
+            )
         }
     }
 

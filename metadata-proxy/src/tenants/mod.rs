@@ -3,6 +3,7 @@
 //! The registry is one task that owns all of this. It never blocks a worker and never serves a
 //! request; workers see of a tenant only its [`Service`].
 
+mod farewells;
 mod kept;
 mod life;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod service;
 use std::{fmt, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 pub use self::{
+    farewells::Farewells,
     kept::KeptListeners,
     life::{Backoff, Phase},
     place::{PlaceError, Plan},

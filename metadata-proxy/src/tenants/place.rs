@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{SocketAddr, SocketAddrV6, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, TcpListener},
     os::fd::AsFd as _,
 };
 
@@ -23,6 +23,12 @@ use crate::{
     netns,
 };
 
+/// What guests dial over IPv4.
+const METADATA_SOCKET: SocketAddr = SocketAddr::new(
+    IpAddr::V4(Ipv4Addr::from_octets(METADATA_V4)),
+    METADATA_PORT,
+);
+
 /// What is to be put into a namespace.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -36,6 +42,9 @@ pub struct Plan {
     pub port: u16,
     /// Addresses the tenant's own configuration wants served besides.
     pub binds: Vec<(SocketAddr, Option<String>)>,
+    /// Whether what is left of closed connections is to be taken out of the way by the kernel, which
+    /// takes listeners on the metadata addresses themselves.
+    pub recycles: bool,
     /// The agent's own namespace, which can be no tenant: its traffic would be steered.
     pub own_cookie: NetnsCookie,
 }
@@ -232,16 +241,34 @@ fn bind_missing(
             listeners.push(listener);
         }
     }
+    if plan.recycles && plan.engine == Engine::Tc {
+        listeners.extend(bind_recyclers(links, place));
+    }
     Ok(listeners)
+}
+
+/// Opens what listeners on the metadata addresses are missing. Without them all is served too.
+fn bind_recyclers(links: &[Link], place: &mut Place) -> Vec<TcpListener> {
+    let missing: Vec<_> = metadata_addresses(links)
+        .filter(|address| !place.bound.contains(address))
+        .collect();
+    let mut listeners = Vec::new();
+    for address in missing {
+        match listener::bind_at(address) {
+            Ok(listener) => {
+                place.bound.insert(address);
+                listeners.push(listener);
+            }
+            // Of another proxy that does not share it, as a rule.
+            Err(error) => debug!(%address, %error, "what is left of connections stays its minute"),
+        }
+    }
+    listeners
 }
 
 /// Where the namespace is to have a listener besides the wildcard one: what the tenant's own
 /// configuration says, and with the `bind` engine the metadata addresses themselves.
 fn wanted_addresses(plan: &Plan, links: &[Link]) -> BTreeSet<SocketAddr> {
-    let metadata_v6 = |link: &Link| -> SocketAddr {
-        let scope = link.device.index;
-        SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
-    };
     let mut wanted: BTreeSet<SocketAddr> = plan
         .binds
         .iter()
@@ -250,15 +277,21 @@ fn wanted_addresses(plan: &Plan, links: &[Link]) -> BTreeSet<SocketAddr> {
         .filter_map(|(address, interface)| scoped(*address, interface.as_deref(), links))
         .collect();
     if plan.engine == Engine::Bind {
-        wanted.insert(SocketAddr::new(METADATA_V4.into(), METADATA_PORT));
-        wanted.extend(
-            links
-                .iter()
-                .filter(|link| link.metadata_v6 != MetadataV6::Absent)
-                .map(metadata_v6),
-        );
+        wanted.extend(metadata_addresses(links));
     }
     wanted
+}
+
+/// The metadata addresses of the namespace, with the port.
+fn metadata_addresses(links: &[Link]) -> impl Iterator<Item = SocketAddr> {
+    let v6 = links
+        .iter()
+        .filter(|link| link.metadata_v6 != MetadataV6::Absent)
+        .map(|link| {
+            let scope = link.device.index;
+            SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
+        });
+    std::iter::once(METADATA_SOCKET).chain(v6)
 }
 
 /// Gives a link-local address the device it is on; `None` while that device is not there.
@@ -424,6 +457,11 @@ impl PlaceError {
 }
 
 impl Place {
+    /// Whether the kernel finds a listener for a guest's port that is used again.
+    pub(super) fn recycles(&self) -> bool {
+        self.bound.contains(&METADATA_SOCKET)
+    }
+
     /// Stands in while the real one is on its way through the namespace thread.
     pub(super) const fn empty() -> Self {
         Self {

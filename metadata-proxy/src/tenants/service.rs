@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
+use super::Farewells;
 use crate::{
     admission::RateLimits,
     config::TimeoutsConfig,
@@ -75,6 +76,8 @@ pub struct Service {
     pub settings: ArcSwap<Settings>,
     /// What happened.
     pub counters: Arc<Counters>,
+    /// What its closed connections leave behind.
+    pub farewells: Farewells,
     /// Cancelled when the tenant is gone: its connections end at once.
     pub gone: CancellationToken,
     may_forward: AtomicBool,
@@ -100,6 +103,7 @@ impl Service {
             namespace,
             settings: ArcSwap::new(settings),
             counters,
+            farewells: Farewells::default(),
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
             has_lost_listener: AtomicBool::new(false),

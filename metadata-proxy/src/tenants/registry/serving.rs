@@ -54,7 +54,7 @@ impl Registry {
         self.dirty.remove(&netns);
     }
 
-    fn plan(&self, declaration: &Declaration) -> Plan {
+    fn plan(&self, declaration: &Declaration, served: Option<&Served>) -> Plan {
         let binds = declaration
             .settings
             .iter()
@@ -69,6 +69,8 @@ impl Registry {
                 .filter(|bind| bind.port != metadata_proxy_common::METADATA_PORT)
                 .map(|bind| (bind.socket_address(), bind.interface.clone()))
                 .collect(),
+            recycles: served
+                .is_some_and(|served| served.service.farewells.are_many().is_cancelled()),
             own_cookie: self.own_cookie,
         }
     }
@@ -126,7 +128,7 @@ impl Registry {
             return Err("the namespace was replaced by another one of that name".to_owned());
         }
         let kernel = Arc::clone(&self.kernel);
-        let plan = self.plan(declaration);
+        let plan = self.plan(declaration, None);
         let kept = Arc::clone(&self.kept);
         self.netns
             .run(netns, move || place::open(&*kernel, &plan, &kept))
@@ -168,6 +170,7 @@ impl Registry {
             counters,
         ));
         service.set_may_forward(place.may_forward);
+        service.farewells.set_recycled(place.recycles());
         self.store
             .keep(declaration.tenant, place.cookie, &listeners);
         for listener in listeners {
@@ -176,14 +179,19 @@ impl Registry {
         let sender = self.sender.clone();
         let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
+        let are_many = service.farewells.are_many().clone();
         let watcher = tokio::spawn(async move {
-            let changed = move || {
+            let changed = || {
                 // A registry that has not room for one more command is about to obey others.
                 if sender.try_send(Command::Changed(netns)).is_err() {
                     missed.store(true, Ordering::Relaxed);
                 }
             };
-            if let Err(error) = events.watch(changed).await {
+            let recycling = async {
+                are_many.cancelled().await;
+                changed();
+            };
+            if let (Err(error), ()) = tokio::join!(events.watch(changed), recycling) {
                 error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
             }
         });
@@ -265,7 +273,7 @@ impl Registry {
         let Some(mut served) = entry.served.take() else {
             return;
         };
-        let plan = self.plan(&declaration);
+        let plan = self.plan(&declaration, Some(&served));
         let kernel = Arc::clone(&self.kernel);
         let place = std::mem::replace(&mut served.place, Place::empty());
         let outcome = match Netns::of_socket(&served.handle) {
@@ -287,6 +295,7 @@ impl Registry {
             Ok((place, outcome)) => {
                 served.place = place;
                 served.service.set_may_forward(served.place.may_forward);
+                served.service.farewells.set_recycled(served.place.recycles());
                 match outcome {
                     Ok(mut converged) => {
                         served.fault = match redeclare(&*self.kernel, &declaration, &served.place) {
