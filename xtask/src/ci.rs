@@ -23,6 +23,7 @@ const STEPS: &[&str] = &[
 
 /// Runs the verb: every step, whatever became of those before.
 pub(crate) fn run() -> Result<()> {
+    let start = Instant::now();
     let results: Vec<_> = STEPS.iter().map(|step| run_step(step)).collect();
     let width = STEPS.iter().map(|step| step.len()).max().unwrap_or(0);
     println!();
@@ -35,11 +36,14 @@ pub(crate) fn run() -> Result<()> {
         .filter(|(_, _, result)| result.is_err())
         .map(|(name, ..)| *name)
         .collect();
-    // Alone on its line, and the last, as what reads test results looks for it.
     println!(
-        "\nsteps: {} passed, {} failed",
-        results.len() - failed.len(),
-        failed.len()
+        "\n{}",
+        step::test_result(
+            results.len() - failed.len(),
+            failed.len(),
+            0,
+            start.elapsed()
+        )
     );
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));

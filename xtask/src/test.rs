@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, BuildArgs},
     setup::{self, Purpose},
-    step::seconds,
+    step,
     workspace::{self, is_root},
 };
 
@@ -39,8 +39,8 @@ const ELSEWHERE: &str = "cargo xtask ";
 /// How many tests ended how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
-    passed: u64,
-    failed: u64,
+    passed: usize,
+    failed: usize,
 }
 
 /// What a test run printed.
@@ -83,9 +83,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
         outcome.include(measure_stand_in()?);
     }
     let Counts { passed, failed } = outcome.counts;
-    println!("\ntests took {}", seconds(start.elapsed()));
-    // Alone on its line, as what reads test results looks for it.
-    println!("{passed} passed, {failed} failed");
+    println!(
+        "\n{}",
+        step::test_result(passed, failed, outcome.skipped.len(), start.elapsed())
+    );
     if !outcome.succeeded || failed > 0 {
         bail!("tests failed");
     }

@@ -33,6 +33,7 @@ const CHECKS: &[Check] = &[
     ("licences, advisories, duplicates", deny),
     ("clippy for the kernel", clippy_kernel),
     ("clippy", clippy),
+    ("clippy for the fuzz targets", clippy_fuzz),
     ("documentation", documentation),
 ];
 
@@ -87,6 +88,19 @@ fn clippy() -> Result<()> {
         "--",
         "--deny=warnings",
     ]))
+}
+
+/// Their step of the CI builds them too, but long after a change to what they use could have been seen.
+fn clippy_fuzz() -> Result<()> {
+    step::run(
+        workspace::cargo("clippy")
+            .args(["--quiet", "--locked", "--bins", "--manifest-path"])
+            .arg("fuzz/Cargo.toml")
+            // Shares what was checked of the workspace's dependencies.
+            .arg("--target-dir")
+            .arg(workspace::target_dir())
+            .args(["--", "--deny=warnings"]),
+    )
 }
 
 fn clippy_kernel() -> Result<()> {
