@@ -2,7 +2,7 @@
 //!
 //! Needs root. Has a bpffs directory of its own.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, path::PathBuf};
 
 use metadata_proxy::{
     identity::Tenant,
@@ -59,27 +59,35 @@ fn cookie(number: u32) -> NetnsCookie {
     NetnsCookie(u64::MAX - u64::from(number))
 }
 
+/// What is declared; nothing may be told twice.
+fn declared(kernel: &EbpfKernel) -> HashMap<NetnsCookie, Declared> {
+    let mut found = HashMap::new();
+    let mut tell = |cookie, declared| assert_eq!(found.insert(cookie, declared), None);
+    kernel.declared(&mut tell).unwrap();
+    found
+}
+
 #[test]
 fn all_that_is_declared_is_read_and_nothing_twice_or_else() {
     let loaded = Loaded::new();
     let kernel = &loaded.kernel;
-    assert!(kernel.declared().unwrap().is_empty());
+    assert!(declared(kernel).is_empty());
     for number in 0..MANY {
         kernel.declare(cookie(number), tenant(number)).unwrap();
     }
-    let declared = kernel.declared().unwrap();
-    assert_eq!(declared.len(), MANY as usize);
+    let found = declared(kernel);
+    assert_eq!(found.len(), MANY as usize);
     for number in 0..MANY {
         let expected = Declared {
             tenant: tenant(number),
             by_agent: true,
         };
-        assert_eq!(declared.get(&cookie(number)), Some(&expected));
+        assert_eq!(found.get(&cookie(number)), Some(&expected));
     }
     // What of it is stale goes, and the rest stays.
     let is_tenant = |of: NetnsCookie| of == cookie(7);
     let removed = kernel.remove_stale_declarations(is_tenant).unwrap();
     assert_eq!(removed, MANY as usize - 1);
-    let left: Vec<_> = kernel.declared().unwrap().into_keys().collect();
+    let left: Vec<_> = declared(kernel).into_keys().collect();
     assert_eq!(left, [cookie(7)]);
 }

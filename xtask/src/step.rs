@@ -85,12 +85,7 @@ pub(crate) fn seconds(duration: Duration) -> String {
 
 /// How many tests ended how, in all, in the words of Rust's own test runner: what reads its results
 /// takes the last such line, which would otherwise be that of the last of many test binaries.
-pub(crate) fn test_result(
-    passed: usize,
-    failed: usize,
-    ignored: usize,
-    took: Duration,
-) -> String {
+pub(crate) fn test_result(passed: usize, failed: usize, ignored: usize, took: Duration) -> String {
     format!(
         "test result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; \
          0 filtered out; finished in {:.2}s",

@@ -26,7 +26,7 @@ use self::{
 use crate::{
     config::Config,
     identity::Tenant,
-    kernel::{Declared, Kernel, NetnsCookie},
+    kernel::{Kernel, KernelError, NetnsCookie},
     listener,
     netns::{self, Netns, NetnsId, NetnsThread},
     tenants::{Command, Declaration, Provider, RegistryHandle, Source},
@@ -42,11 +42,14 @@ const LOOKS: u32 = 10;
 /// What others declare in the map of tenants.
 type Foreign = HashMap<NetnsCookie, Tenant>;
 
-fn foreign(declared: &HashMap<NetnsCookie, Declared>) -> Foreign {
-    let by_others = declared.iter().filter(|(_, declared)| !declared.by_agent);
-    by_others
-        .map(|(cookie, declared)| (*cookie, declared.tenant))
-        .collect()
+fn foreign(kernel: &dyn Kernel) -> Result<Foreign, KernelError> {
+    let mut foreign = Foreign::new();
+    kernel.declared(&mut |cookie, declared| {
+        if !declared.by_agent {
+            foreign.insert(cookie, declared.tenant);
+        }
+    })?;
+    Ok(foreign)
 }
 
 /// Watches the directory of named namespaces.
@@ -185,8 +188,8 @@ impl Discovery {
     /// Looks at every name in the directory and at every name that was there, unless nothing can
     /// have changed. `was_watched` says whether the directory was, all the time since the last scan.
     async fn scan(&mut self, was_watched: bool) {
-        let foreign = match self.kernel.declared() {
-            Ok(declared) => Some(foreign(&declared)),
+        let foreign = match foreign(&*self.kernel) {
+            Ok(foreign) => Some(foreign),
             Err(error) => {
                 warn!(%error, "what others declare is left as it was");
                 None

@@ -25,13 +25,16 @@ pub(super) fn link_name(cookie: NetnsCookie, ifindex: u32) -> String {
     format!("{LINK_PREFIX}{cookie}-{ifindex}")
 }
 
-fn cookie_of(name: &str) -> Option<NetnsCookie> {
-    name.strip_prefix(LINK_PREFIX)?
-        .split_once('-')?
-        .0
-        .parse()
-        .ok()
-        .map(NetnsCookie)
+/// Of which namespace and device a pinned link is; `None` if the name is none of [`link_name`].
+fn link_of(name: &str) -> Option<(NetnsCookie, u32)> {
+    let (cookie, index) = name.strip_prefix(LINK_PREFIX)?.split_once('-')?;
+    Some((NetnsCookie(cookie.parse().ok()?), index.parse().ok()?))
+}
+
+/// The links that are pinned in a directory.
+pub(super) fn pinned_links(dir: &Path) -> io::Result<Vec<(NetnsCookie, u32)>> {
+    let names = fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| link_of(&name)).collect())
 }
 
 /// Pins a link, in place of one that is there: the new one is in effect before the old one goes.
@@ -53,11 +56,12 @@ pub(super) fn unpin(path: &Path) {
     }
 }
 
-/// Detaches a pinned link and removes its pin, if it is there. When this returns, no frame meets its
-/// program any more: the removal of a pin alone takes effect some time later, by the kernel's
+/// Detaches a link, and removes its pin, if it is there. When this returns, no frame meets its
+/// program any more: closing and unpinning alone take effect some time later, by the kernel's
 /// deferred work.
-pub(super) fn detach_pinned(path: &Path) {
-    let detached = commands::open_pinned(path).and_then(|link| commands::detach_link(link.as_fd()));
+pub(super) fn detach(link: Option<OwnedFd>, path: &Path) {
+    let link = link.map_or_else(|| commands::open_pinned(path), Ok);
+    let detached = link.and_then(|link| commands::detach_link(link.as_fd()));
     if let Err(error) = detached
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -80,12 +84,8 @@ pub(super) fn link_at(path: &Path) -> Option<LinkState> {
     state_of(&commands::open_pinned(path).ok()?)
 }
 
-/// Looks at the link of that number, from any namespace; `None` if there is none any more.
-pub(super) fn link_with(id: u32) -> Option<LinkState> {
-    state_of(&commands::open_link(id).ok()?)
-}
-
-fn state_of(link: &OwnedFd) -> Option<LinkState> {
+/// Looks at a link, from any namespace; `None` if the kernel does not say.
+pub(super) fn state_of(link: &OwnedFd) -> Option<LinkState> {
     /// `BPF_LINK_TYPE_TCX` (enum `bpf_link_type`).
     const TCX: u32 = 11;
     let info = commands::link_info(link.as_fd()).ok()?;
@@ -196,28 +196,11 @@ fn layout_name() -> String {
     format!("{LAYOUT_PREFIX}{ABI_VERSION}")
 }
 
-/// Removes every pinned link of one namespace.
-pub(super) fn remove_links_of(dir: &Path, cookie: NetnsCookie) {
-    remove_links(dir, |of| of == cookie);
-}
-
 /// Removes pinned links of namespaces that are no tenants.
 pub(super) fn remove_orphan_links(dir: &Path, is_tenant: impl Fn(NetnsCookie) -> bool) {
-    remove_links(dir, |of| !is_tenant(of));
-}
-
-fn remove_links(dir: &Path, unwanted: impl Fn(NetnsCookie) -> bool) {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return;
-    };
-    for entry in entries.filter_map(Result::ok) {
-        if entry
-            .file_name()
-            .to_str()
-            .and_then(cookie_of)
-            .is_some_and(&unwanted)
-        {
-            unpin(&entry.path());
+    for (cookie, index) in pinned_links(dir).unwrap_or_default() {
+        if !is_tenant(cookie) {
+            unpin(&dir.join(link_name(cookie, index)));
         }
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use aya::Pod;
 
 // enum `bpf_cmd` (`linux/bpf.h`).
+const OBJ_PIN: c_long = 6;
 const OBJ_GET: c_long = 7;
 const OBJ_GET_INFO_BY_FD: c_long = 15;
 const MAP_LOOKUP_BATCH: c_long = 24;
@@ -31,17 +32,30 @@ pub(super) struct LinkInfo {
     pub(super) target: u64,
 }
 
+/// What the commands for pins want of `union bpf_attr`.
+#[repr(C)]
+struct PinAttributes {
+    pathname: u64,
+    fd: RawFd,
+    file_flags: u32,
+}
+
+/// Pins something where nothing is yet.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = PinAttributes {
+        pathname: name.as_ptr() as u64,
+        fd: object.as_raw_fd(),
+        file_flags: 0,
+    };
+    // SAFETY: the pointer leads to a string that outlives the call.
+    unsafe { bpf(OBJ_PIN, &mut attributes) }.map(drop)
+}
+
 /// Opens what is pinned, whatever it is.
 pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
-    /// What the command wants of `union bpf_attr`, here and below.
-    #[repr(C)]
-    struct Attributes {
-        pathname: u64,
-        fd: u32,
-        file_flags: u32,
-    }
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut attributes = Attributes {
+    let mut attributes = PinAttributes {
         pathname: name.as_ptr() as u64,
         fd: 0,
         file_flags: 0,
@@ -53,6 +67,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 
 /// Opens the link of that number.
 pub(super) fn open_link(id: u32) -> io::Result<OwnedFd> {
+    /// What the command wants of `union bpf_attr`, here and below.
     #[repr(C)]
     struct Attributes {
         id: u32,

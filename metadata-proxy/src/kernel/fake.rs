@@ -1,7 +1,7 @@
 //! A kernel for tests that need none: remembers what it was told.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     os::fd::BorrowedFd,
     sync::Mutex,
 };
@@ -24,7 +24,6 @@ impl Kernel for FakeKernel {
         Ok(Attachment {
             device: device.clone(),
             attach_type: AttachType::Tcx,
-            link: None,
             made_clsact: false,
         })
     }
@@ -36,12 +35,16 @@ impl Kernel for FakeKernel {
             .any(|(_, index)| *index == attachment.device.index))
     }
 
-    fn is_intact(&self, attachment: &Attachment) -> bool {
+    fn is_intact(&self, _: NetnsCookie, attachment: &Attachment) -> bool {
         self.is_attached(attachment).unwrap()
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {
         Ok(Vec::new())
+    }
+
+    fn mend_pins(&self) -> Result<usize, KernelError> {
+        Ok(0)
     }
 
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
@@ -77,16 +80,15 @@ impl Kernel for FakeKernel {
         Ok(self.tenants.lock().unwrap().get(&cookie).copied())
     }
 
-    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
-        let ours = |tenant: &Tenant| Declared {
-            tenant: *tenant,
-            by_agent: true,
-        };
-        let tenants = self.tenants.lock().unwrap();
-        Ok(tenants
-            .iter()
-            .map(|(cookie, tenant)| (*cookie, ours(tenant)))
-            .collect())
+    fn declared(&self, tell: &mut dyn FnMut(NetnsCookie, Declared)) -> Result<(), KernelError> {
+        for (cookie, tenant) in self.tenants.lock().unwrap().iter() {
+            let declared = Declared {
+                tenant: *tenant,
+                by_agent: true,
+            };
+            tell(*cookie, declared);
+        }
+        Ok(())
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

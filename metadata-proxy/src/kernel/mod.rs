@@ -15,7 +15,7 @@ mod logger;
 mod mounts;
 mod plain;
 
-use std::{collections::HashMap, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use metadata_proxy_common::Outcome;
 
@@ -47,8 +47,6 @@ pub struct Attachment {
     pub device: Device,
     /// How.
     pub attach_type: AttachType,
-    /// The link's number in the kernel; a classic filter has no link.
-    pub link: Option<u32>,
     /// Whether the `clsact` queueing discipline was made by us.
     pub made_clsact: bool,
 }
@@ -81,6 +79,8 @@ pub enum Repair {
     Hook,
     /// The directory of pins, or the bpffs it is on.
     Bpffs,
+    /// The pin of `steer` on a device.
+    Pin,
 }
 
 impl Repair {
@@ -94,6 +94,7 @@ impl Repair {
         Self::Map,
         Self::Hook,
         Self::Bpffs,
+        Self::Pin,
     ];
 
     /// The word for it in logs and metrics.
@@ -108,6 +109,7 @@ impl Repair {
             Self::Map => "map",
             Self::Hook => "hook",
             Self::Bpffs => "bpffs",
+            Self::Pin => "pin",
         }
     }
 }
@@ -195,8 +197,8 @@ pub trait Kernel: Send + Sync + 'static {
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError>;
 
     /// Whether `steer` is still on the device, as far as that can be told from any thread: a link
-    /// that is gone makes no netlink event, a classic filter does, and counts as there.
-    fn is_intact(&self, attachment: &Attachment) -> bool;
+    /// that is detached makes no netlink event, a classic filter does, and counts as there.
+    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool;
 
     /// Puts back whatever all tenants share and somebody took away, and says what it was.
     ///
@@ -204,13 +206,21 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError`] of the first thing that could not be put back.
     fn mend(&self) -> Result<Vec<Repair>, KernelError>;
 
+    /// Puts back the pins of links that somebody took away, by which a later process finds them, and
+    /// says how many; takes away those of devices that are not attached to.
+    ///
+    /// # Errors
+    /// [`KernelError::File`] of the first that could not be put back.
+    fn mend_pins(&self) -> Result<usize, KernelError>;
+
     /// Takes `steer` off a device. The calling thread is in its namespace; the device may be gone.
     ///
     /// # Errors
     /// [`KernelError::Detach`].
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError>;
 
-    /// Forgets pinned links of a namespace that is gone, from any thread.
+    /// Lets go of a namespace, which may be gone, from any thread: its links, if any are left, and
+    /// its lookup.
     fn forget(&self, cookie: NetnsCookie);
 
     /// Starts the fallback engine's lookup in the calling thread's namespace for one listener.
@@ -243,11 +253,11 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Tenants`]; callers fail closed.
     fn tenant(&self, cookie: NetnsCookie) -> Result<Option<Tenant>, KernelError>;
 
-    /// All that is declared, read at once.
+    /// Tells all that is declared.
     ///
     /// # Errors
-    /// [`KernelError::Tenants`].
-    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError>;
+    /// [`KernelError::Tenants`]; what was told before it is not all.
+    fn declared(&self, tell: &mut dyn FnMut(NetnsCookie, Declared)) -> Result<(), KernelError>;
 
     /// How packets and connects ended since the counters were made, summed over CPUs.
     ///

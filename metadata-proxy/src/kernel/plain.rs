@@ -42,12 +42,16 @@ impl Kernel for PlainKernel {
         Ok(false)
     }
 
-    fn is_intact(&self, _: &Attachment) -> bool {
+    fn is_intact(&self, _: NetnsCookie, _: &Attachment) -> bool {
         true
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {
         Ok(Vec::new())
+    }
+
+    fn mend_pins(&self) -> Result<usize, KernelError> {
+        Ok(0)
     }
 
     fn detach(&self, _: NetnsCookie, _: &Attachment) -> Result<(), KernelError> {
@@ -74,16 +78,15 @@ impl Kernel for PlainKernel {
         Ok(self.tenants().get(&cookie).copied())
     }
 
-    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
-        let ours = |tenant: &Tenant| Declared {
-            tenant: *tenant,
-            by_agent: true,
-        };
-        let tenants = self.tenants();
-        Ok(tenants
-            .iter()
-            .map(|(cookie, tenant)| (*cookie, ours(tenant)))
-            .collect())
+    fn declared(&self, tell: &mut dyn FnMut(NetnsCookie, Declared)) -> Result<(), KernelError> {
+        for (cookie, tenant) in self.tenants().iter() {
+            let declared = Declared {
+                tenant: *tenant,
+                by_agent: true,
+            };
+            tell(*cookie, declared);
+        }
+        Ok(())
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    sync::Arc,
 };
 
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
@@ -20,7 +21,7 @@ const GROUP_IPV4_ROUTE: u32 = 7;
 const GROUP_IPV6_ADDRESS: u32 = 9;
 
 /// Subscribed in the namespace of the thread that opened it; read from anywhere.
-pub struct EventSocket(OwnedFd);
+pub struct EventSocket(Arc<OwnedFd>);
 
 impl EventSocket {
     /// Subscribes to changes of devices, addresses, routes and filters in this namespace.
@@ -46,16 +47,14 @@ impl EventSocket {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel just made this descriptor for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    /// A second descriptor, by which the namespace can be found again: unlike one of a listener it
-    /// keeps no port open.
-    ///
-    /// # Errors
-    /// When there are no descriptors to spare.
-    pub fn handle(&self) -> io::Result<OwnedFd> {
-        self.0.try_clone()
+    /// The socket itself, by which the namespace can be found again: unlike a listener it keeps no
+    /// port open.
+    #[must_use]
+    pub fn handle(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.0)
     }
 
     /// Registers with the calling thread's runtime and calls `changed` after each burst of changes,

@@ -1,6 +1,6 @@
 //! What somebody else takes away from a served namespace is put back.
 
-use std::process::Command;
+use std::{fs, path::PathBuf, process::Command};
 
 use metadata_proxy_tests::{
     Kind, METADATA_V4, TenantFixture, agent::bpffs_dir, process::run, tenant_map, wait_until,
@@ -15,21 +15,26 @@ fn tc(tenant: &TenantFixture, arguments: &str) {
     run(tc.args(arguments.split(' '))).unwrap();
 }
 
+/// Where the link of `steer` on the tenant's device is pinned.
+fn pin(stage: &Stage, tenant: &TenantFixture) -> PathBuf {
+    let device = &tenant.subnets[0].device;
+    let cookie = tenant_map::cookie(&tenant.netns).unwrap();
+    let index = tenant
+        .netns
+        .run(|| Ok(nix::net::if_::if_nametoindex(device.as_str())?))
+        .unwrap();
+    bpffs_dir(&stage.node).join(format!("steer-{cookie}-{index}"))
+}
+
 /// Takes `steer` off the tenant's device, as another program would.
 fn detach(stage: &Stage, tenant: &TenantFixture) {
     let device = &tenant.subnets[0].device;
     if !stage.is_tcx() {
         return tc(tenant, &format!("qdisc del dev {device} clsact"));
     }
-    let cookie = tenant_map::cookie(&tenant.netns).unwrap();
-    let index = tenant
-        .netns
-        .run(|| Ok(nix::net::if_::if_nametoindex(device.as_str())?))
-        .unwrap();
-    let pin = bpffs_dir(&stage.node).join(format!("steer-{cookie}-{index}"));
     run(Command::new("bpftool")
         .args(["link", "detach", "pinned"])
-        .arg(pin))
+        .arg(pin(stage, tenant)))
     .unwrap();
 }
 
@@ -54,6 +59,30 @@ fn steering_that_somebody_detached_is_put_back() {
         .unwrap();
         assert_served_twice(&tenant);
     }
+}
+
+/// It is what a later process finds the link by; this one holds it.
+#[test]
+fn a_pin_that_somebody_removed_is_put_back_and_nothing_is_detached_meanwhile() {
+    let stage = Stage::new();
+    if !stage.is_tcx() {
+        return;
+    }
+    let tenant = stage.tenant(Kind::Router);
+    let pin = pin(&stage, &tenant);
+    let stale = pin.with_file_name(format!("{}0", pin.file_name().unwrap().display()));
+    fs::remove_file(&pin).unwrap();
+    assert_served_twice(&tenant);
+    wait_until("the pin to be back", SOON, || pin.exists()).unwrap();
+    // One of a device that is not there any more.
+    run(Command::new("bpftool")
+        .args(["link", "pin", "pinned"])
+        .args([&pin, &stale]))
+    .unwrap();
+    wait_until("the stale pin to be gone", SOON, || !stale.exists()).unwrap();
+    assert!(pin.exists());
+    assert_eq!(times_steered(&tenant.netns, &tenant.subnets[0].device), 1);
+    assert_served_twice(&tenant);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use metadata_proxy_common::names;
 
 use super::{CGROUP_HOOKS, EbpfKernel, chain, lock, program};
 use crate::{
-    kernel::{Device, KernelError, NetnsCookie, adopt},
+    kernel::{Device, KernelError, NetnsCookie, adopt, commands},
     netlink,
 };
 
@@ -24,12 +24,12 @@ impl EbpfKernel {
         &self,
         cookie: NetnsCookie,
         device: &Device,
-    ) -> Result<u32, KernelError> {
+    ) -> Result<(), KernelError> {
         let error = |reason: String| KernelError::Attach {
             device: device.name.clone(),
             reason,
         };
-        let pin = self.link_pin(cookie, device);
+        let pin = self.link_pin(cookie, device.index);
         let _short = self.grace_periods.expedite();
         let mut programs = lock(&self.programs);
         let steer: &mut SchedClassifier = program(&mut programs, names::STEER)?;
@@ -49,10 +49,12 @@ impl EbpfKernel {
         let link = steer.take_link(id).map_err(|e| error(chain(&e)))?;
         let link = FdLink::try_from(link).map_err(|e| error(chain(&e)))?;
         let number = link.info().map_err(|e| error(chain(&e)))?.id();
+        let held = commands::open_link(number).map_err(|e| error(e.to_string()))?;
         if !was_adopted {
             adopt::pin_link(link, &pin)?;
         }
-        Ok(number)
+        lock(&self.links).insert((cookie, device.index), held);
+        Ok(())
     }
 
     pub(super) fn attach_clsact(&self, device: &Device) -> Result<bool, KernelError> {
@@ -108,10 +110,10 @@ impl EbpfKernel {
         Ok(())
     }
 
-    pub(super) fn link_pin(&self, cookie: NetnsCookie, device: &Device) -> PathBuf {
+    pub(super) fn link_pin(&self, cookie: NetnsCookie, ifindex: u32) -> PathBuf {
         self.options
             .bpffs_dir
-            .join(adopt::link_name(cookie, device.index))
+            .join(adopt::link_name(cookie, ifindex))
     }
 
     pub(super) fn cgroup_pin(&self, name: &str) -> PathBuf {

@@ -1,11 +1,11 @@
 //! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, os::fd::AsFd as _, path::PathBuf};
 
 use aya::{maps::MapData, programs::CgroupSockAddr};
 
 use super::{CGROUP_HOOKS, EbpfKernel, chain, lock, program};
-use crate::kernel::{KernelError, Repair, adopt, mounts};
+use crate::kernel::{KernelError, Repair, adopt, commands, mounts};
 
 /// Opens the maps that were just pinned, so that they can be pinned again.
 pub(super) fn pinned(paths: [PathBuf; 2]) -> Result<[(PathBuf, MapData); 2], KernelError> {
@@ -39,6 +39,32 @@ impl EbpfKernel {
             }
         }
         Ok(repairs)
+    }
+
+    pub(super) fn mend_link_pins(&self) -> Result<usize, KernelError> {
+        let dir = &self.options.bpffs_dir;
+        // One that is gone is put back by the other repair.
+        let pinned = adopt::pinned_links(dir).unwrap_or_default();
+        let links = lock(&self.links);
+        for (cookie, index) in &pinned {
+            let mut of_cookie = links.range((*cookie, 0)..=(*cookie, u32::MAX));
+            // Those of namespaces that are no tenants are looked after when that is known.
+            if !links.contains_key(&(*cookie, *index)) && of_cookie.next().is_some() {
+                adopt::unpin(&self.link_pin(*cookie, *index));
+            }
+        }
+        let pinned: HashSet<_> = pinned.into_iter().collect();
+        let mut mended = 0;
+        for ((cookie, index), link) in links.iter().filter(|(of, _)| !pinned.contains(of)) {
+            let path = self.link_pin(*cookie, *index);
+            commands::pin(link.as_fd(), &path).map_err(|source| KernelError::File {
+                what: "cannot pin a link at",
+                path,
+                source,
+            })?;
+            mended += 1;
+        }
+        Ok(mended)
     }
 
     /// Whether one of the hooks is attached no more. Then all are attached anew: an address is only

@@ -6,9 +6,9 @@ mod mend;
 mod tenant_map;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
-    os::fd::BorrowedFd,
+    os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -96,6 +96,9 @@ pub struct EbpfKernel {
     pins: [(PathBuf, MapData); 2],
     /// `steer`'s number in the kernel.
     steer_id: u32,
+    /// `steer`'s links, by namespace and index of the device. Held, so that a pin that somebody
+    /// removes detaches nothing.
+    links: Mutex<BTreeMap<(NetnsCookie, u32), OwnedFd>>,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
@@ -159,6 +162,7 @@ impl EbpfKernel {
             outcomes,
             pins,
             steer_id,
+            links: Mutex::default(),
             cgroup: Mutex::default(),
             lookups: Mutex::default(),
         })
@@ -256,14 +260,13 @@ impl EbpfKernel {
 
 impl Kernel for EbpfKernel {
     fn attach(&self, cookie: NetnsCookie, device: &Device) -> Result<Attachment, KernelError> {
-        let (link, made_clsact) = match self.attach_type {
-            AttachType::Tcx => (Some(self.attach_tcx(cookie, device)?), false),
-            AttachType::Clsact => (None, self.attach_clsact(device)?),
+        let made_clsact = match self.attach_type {
+            AttachType::Tcx => self.attach_tcx(cookie, device).map(|()| false)?,
+            AttachType::Clsact => self.attach_clsact(device)?,
         };
         Ok(Attachment {
             device: device.clone(),
             attach_type: self.attach_type,
-            link,
             made_clsact,
         })
     }
@@ -286,23 +289,32 @@ impl Kernel for EbpfKernel {
         }
     }
 
-    fn is_intact(&self, attachment: &Attachment) -> bool {
-        attachment.link.is_none_or(|id| {
-            adopt::link_with(id)
-                .is_some_and(|link| link.is_attached && link.program == self.steer_id)
-        })
+    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
+        if attachment.attach_type == AttachType::Clsact {
+            return true;
+        }
+        let links = lock(&self.links);
+        links
+            .get(&(cookie, attachment.device.index))
+            .and_then(adopt::state_of)
+            .is_some_and(|link| link.is_attached && link.program == self.steer_id)
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {
         self.mend_shared()
     }
 
+    fn mend_pins(&self) -> Result<usize, KernelError> {
+        self.mend_link_pins()
+    }
+
     fn detach(&self, cookie: NetnsCookie, attachment: &Attachment) -> Result<(), KernelError> {
         let device = &attachment.device;
         match attachment.attach_type {
             AttachType::Tcx => {
+                let link = lock(&self.links).remove(&(cookie, device.index));
                 let _short = self.grace_periods.expedite();
-                adopt::detach_pinned(&self.link_pin(cookie, device));
+                adopt::detach(link, &self.link_pin(cookie, device.index));
             }
             AttachType::Clsact => {
                 // Gone with its device, or deleted by somebody else: either way it is off.
@@ -324,7 +336,16 @@ impl Kernel for EbpfKernel {
     }
 
     fn forget(&self, cookie: NetnsCookie) {
-        adopt::remove_links_of(&self.options.bpffs_dir, cookie);
+        let mut links = lock(&self.links);
+        let of_cookie: Vec<_> = links
+            .range((cookie, 0)..=(cookie, u32::MAX))
+            .map(|((_, index), _)| *index)
+            .collect();
+        for index in of_cookie {
+            links.remove(&(cookie, index));
+            adopt::unpin(&self.link_pin(cookie, index));
+        }
+        drop(links);
         lock(&self.lookups).remove(&cookie);
     }
 
@@ -374,16 +395,13 @@ impl Kernel for EbpfKernel {
         self.tenants.tenant(cookie)
     }
 
-    fn declared(&self) -> Result<HashMap<NetnsCookie, Declared>, KernelError> {
-        let entries = self.tenants.entries()?.into_iter();
-        let declared = entries.filter_map(|entry| {
-            let declared = Declared {
-                tenant: entry.tenant?,
-                by_agent: entry.is_of_agent,
-            };
-            Some((entry.cookie, declared))
-        });
-        Ok(declared.collect())
+    fn declared(&self, tell: &mut dyn FnMut(NetnsCookie, Declared)) -> Result<(), KernelError> {
+        self.tenants.for_each(|entry| {
+            if let Some(tenant) = entry.tenant {
+                let by_agent = entry.is_of_agent;
+                tell(entry.cookie, Declared { tenant, by_agent });
+            }
+        })
     }
 
     fn outcomes(&self) -> Result<Vec<(Outcome, u64)>, KernelError> {

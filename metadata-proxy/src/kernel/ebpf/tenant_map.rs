@@ -112,11 +112,17 @@ impl TenantMap {
 
     /// Every entry.
     pub(super) fn entries(&self) -> Result<Vec<Entry>, KernelError> {
-        /// Entries read at once: many times what one bucket has, which the kernel reads as a whole.
-        const BATCH: usize = 1024;
-        let map = self.lock();
-        let (mut keys, mut values) = (vec![NO_KEY; BATCH], vec![NO_VALUE; BATCH]);
         let mut entries = Vec::new();
+        self.for_each(|entry| entries.push(entry))?;
+        Ok(entries)
+    }
+
+    /// Tells every entry.
+    pub(super) fn for_each(&self, mut tell: impl FnMut(Entry)) -> Result<(), KernelError> {
+        /// Entries read at once: many times what one bucket has, which the kernel reads as a whole.
+        const BATCH: usize = 256;
+        let map = self.lock();
+        let (mut keys, mut values) = ([NO_KEY; BATCH], [NO_VALUE; BATCH]);
         let mut position = None;
         loop {
             let (count, is_all) = commands::lookup_batch(
@@ -129,14 +135,15 @@ impl TenantMap {
                 what: "a reading of all",
                 reason: error.to_string(),
             })?;
-            let read = keys.iter().zip(&values).take(count);
-            entries.extend(read.map(|(key, value)| Entry {
-                cookie: NetnsCookie(key.0.netns_cookie),
-                tenant: tenant_of(value.0),
-                is_of_agent: value.0.is_of_agent(),
-            }));
+            for (key, value) in keys.iter().zip(&values).take(count) {
+                tell(Entry {
+                    cookie: NetnsCookie(key.0.netns_cookie),
+                    tenant: tenant_of(value.0),
+                    is_of_agent: value.0.is_of_agent(),
+                });
+            }
             if is_all {
-                return Ok(entries);
+                return Ok(());
             }
         }
     }

@@ -6,18 +6,19 @@
 //! What netlink tells is repaired at once and not looked for here.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use tracing::{error, info, warn};
 
-use super::{Command, Entry, Registry, Served};
+use super::{Command, Entry, Registry, turns::Turns};
 use crate::{
     config::AuditConfig,
+    identity::Tenant,
     kernel::Repair,
-    netns::{Netns, NetnsId},
+    netns::{Netns, NetnsCookie, NetnsId},
     tenants::{
         Fault, Provider, Verdict,
         probe::{self, Target},
@@ -33,8 +34,18 @@ pub(super) struct Audit {
     next: Instant,
     /// Steps of the period that are over.
     steps: u32,
+    /// Whose turn it is to be looked at.
+    looks: Turns,
+    /// Whose turn it is to be connected to for the first time, since when they are served.
+    new: Turns,
+    /// Whose turn it is to be connected to again.
+    connects: Turns,
+    /// What the map says, filled anew when a period begins.
+    declared: HashMap<NetnsCookie, Tenant>,
     /// What all tenants share and could not be put back.
     fault: Option<String>,
+    /// Why pins of links could not be put back.
+    pins_fault: Option<String>,
 }
 
 impl Audit {
@@ -43,8 +54,19 @@ impl Audit {
             periods,
             next: Instant::now() + periods.interval / SHARES,
             steps: 0,
+            looks: Turns::default(),
+            new: Turns::default(),
+            connects: Turns::default(),
+            declared: HashMap::new(),
             fault: None,
+            pins_fault: None,
         }
+    }
+
+    /// Audits a tenant from now on, which is served since then.
+    pub(super) fn queue(&mut self, served: Instant, netns: NetnsId) {
+        self.looks.queue(served, netns);
+        self.new.queue(served, netns);
     }
 
     pub(super) const fn next(&self) -> Instant {
@@ -76,21 +98,27 @@ impl Registry {
         // Before single links are missed, which go with a directory or a mount.
         self.mend();
         let undeclared = if self.audit.begins() {
+            self.mend_pins();
             self.undeclared()
         } else {
             HashSet::new()
         };
         // A little early rather than late: the share after this one comes a step later. And one share
         // fewer than there are steps, so that a busy step can be made up for.
-        let due_since = periods.interval.saturating_sub(step);
         let share = self.entries.len().div_ceil(SHARES as usize - 1);
-        let mut due: HashSet<_> = self
-            .oldest(share, |served| {
-                (now.duration_since(served.looked_at) >= due_since).then_some(served.looked_at)
-            })
-            .into_iter()
-            .collect();
+        let until = now.checked_sub(periods.interval.saturating_sub(step));
+        let is_current = |netns: NetnsId, looked_at| {
+            let served = self.entries.get(&netns);
+            served
+                .and_then(|entry| entry.served.as_ref())
+                .is_some_and(|served| served.looked_at == looked_at)
+        };
+        let mut due = until.map_or_else(Vec::new, |until| {
+            self.audit.looks.take(share, until, is_current)
+        });
         due.extend(&undeclared);
+        due.sort_unstable();
+        due.dedup();
         let mut doubtful = Vec::new();
         for netns in due {
             let is_whole = !undeclared.contains(&netns) && self.is_whole(netns);
@@ -100,6 +128,7 @@ impl Registry {
             let entry = self.entries.get_mut(&netns);
             if let Some(served) = entry.and_then(|entry| entry.served.as_mut()) {
                 served.looked_at = now;
+                self.audit.looks.queue(now, netns);
                 if !is_whole || served.fault.is_some() {
                     doubtful.push(netns);
                 }
@@ -109,17 +138,22 @@ impl Registry {
         let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
         let steps = usize::try_from(steps).unwrap_or(usize::MAX).max(1);
         let share = self.entries.len().div_ceil(steps);
-        let connect_since = periods.connect_interval.saturating_sub(step);
-        let mut targets = self.oldest(share, |served| match served.connected {
-            // Before all others.
-            None => Some(
-                served
-                    .looked_at
-                    .checked_sub(periods.connect_interval)
-                    .unwrap_or(now),
-            ),
-            Some(at) => (now.duration_since(at) >= connect_since).then_some(at),
-        });
+        let connected = |netns: NetnsId| {
+            let served = self.entries.get(&netns);
+            served.and_then(|entry| entry.served.as_ref()?.connected)
+        };
+        let is_new = |netns: NetnsId, served| {
+            let entry = self.entries.get(&netns);
+            entry
+                .and_then(|entry| entry.served.as_ref())
+                .is_some_and(|it| it.connected.is_none() && it.since == served)
+        };
+        let mut targets = self.audit.new.take(share, now, is_new);
+        if let Some(until) = now.checked_sub(periods.connect_interval.saturating_sub(step)) {
+            let most = share - targets.len();
+            let is_current = |netns, at| connected(netns) == Some(at);
+            targets.extend(self.audit.connects.take(most, until, is_current));
+        }
         targets.extend(doubtful);
         targets.sort_unstable();
         targets.dedup();
@@ -128,21 +162,6 @@ impl Registry {
             .filter_map(|netns| self.target(netns, now))
             .collect();
         self.prove(targets).await;
-    }
-
-    /// Those of the tenants in service for which `since` gives a moment, the earliest first, and no
-    /// more than so many.
-    fn oldest(&self, most: usize, since: impl Fn(&Served) -> Option<Instant>) -> Vec<NetnsId> {
-        let mut due: Vec<(Instant, NetnsId)> = self
-            .entries
-            .iter()
-            .filter_map(|(netns, entry)| Some((since(entry.served.as_ref()?)?, *netns)))
-            .collect();
-        if due.len() > most {
-            due.select_nth_unstable(most);
-            due.truncate(most);
-        }
-        due.into_iter().map(|(_, netns)| netns).collect()
     }
 
     /// Puts back what all tenants share; each thing that cannot be is logged once.
@@ -159,8 +178,8 @@ impl Registry {
                         "somebody took away what all tenants share; it is put back"
                     );
                     if repairs.contains(&Repair::Bpffs) {
-                        // With the directory went every link that was pinned in it.
-                        self.dirty.extend(self.entries.keys());
+                        // With the directory went every pin in it.
+                        self.mend_pins();
                     }
                 }
                 self.audit.fault = None;
@@ -178,17 +197,53 @@ impl Registry {
         }
     }
 
+    /// Puts back the pins of links, by which the next process finds them.
+    fn mend_pins(&mut self) {
+        match self.kernel.mend_pins() {
+            Ok(mended) => {
+                self.audit.pins_fault = None;
+                if mended == 0 {
+                    return;
+                }
+                for _ in 0..mended {
+                    self.repairs.count(Repair::Pin);
+                }
+                warn!(
+                    pins = mended,
+                    "somebody took away pins of links; they are put back"
+                );
+            }
+            Err(fault) => {
+                let fault = fault.to_string();
+                if self.audit.pins_fault.as_ref() != Some(&fault) {
+                    error!(
+                        error = fault,
+                        "pins of links cannot be put back; it is tried again"
+                    );
+                }
+                self.audit.pins_fault = Some(fault);
+            }
+        }
+    }
+
     /// Tenants in service whose entry in the map is not there, or is another's: all of them if that
     /// cannot be told. What somebody else wrote is theirs to take back.
-    fn undeclared(&self) -> HashSet<NetnsId> {
-        let declared = self.kernel.declared().unwrap_or_default();
+    fn undeclared(&mut self) -> HashSet<NetnsId> {
+        // Kept from period to period, so that no memory is asked for and given back each time.
+        let found = &mut self.audit.declared;
+        found.clear();
+        let told = self.kernel.declared(&mut |cookie, declared| {
+            found.insert(cookie, declared.tenant);
+        });
+        if told.is_err() {
+            found.clear();
+        }
         let is_missing = |entry: &Entry| {
             let (Some(served), Some(declaration)) = (&entry.served, entry.declaration()) else {
                 return false;
             };
-            let found = declared.get(&served.place.cookie);
             declaration.provider != Provider::Map
-                && found.is_none_or(|found| found.tenant != declaration.tenant)
+                && found.get(&served.place.cookie) != Some(&declaration.tenant)
         };
         self.entries
             .iter()
@@ -209,12 +264,13 @@ impl Registry {
             && place
                 .attachments
                 .values()
-                .all(|attachment| self.kernel.is_intact(attachment))
+                .all(|attachment| self.kernel.is_intact(place.cookie, attachment))
     }
 
     fn target(&mut self, netns: NetnsId, now: Instant) -> Option<(Target, Netns)> {
         let served = self.entries.get_mut(&netns)?.served.as_mut()?;
         served.connected = Some(now);
+        self.audit.connects.queue(now, netns);
         let target = Target {
             netns,
             cookie: served.place.cookie,

@@ -8,6 +8,7 @@ mod giving;
 mod handle;
 mod serving;
 mod status;
+mod turns;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
@@ -67,6 +68,8 @@ pub struct Registry {
     backoff: Backoff,
     entries: HashMap<NetnsId, Entry>,
     dirty: HashSet<NetnsId>,
+    /// Those that wait for another try, and perhaps some that do not any more.
+    retrying: HashSet<NetnsId>,
     /// Those whose turn to be looked into is still to come.
     unseen: VecDeque<NetnsId>,
     audit: Audit,
@@ -131,8 +134,10 @@ struct Served {
     service: Arc<Service>,
     place: Place,
     /// A way back into the namespace that needs no path; does not keep more alive than the listener.
-    handle: OwnedFd,
+    handle: Arc<OwnedFd>,
     watcher: JoinHandle<()>,
+    /// When it was brought up.
+    since: Instant,
     /// When the audit last looked at it, or it was brought up.
     looked_at: Instant,
     /// When the audit last connected to it.
@@ -169,6 +174,7 @@ impl Registry {
             backoff: parts.backoff,
             entries: HashMap::new(),
             dirty: HashSet::new(),
+            retrying: HashSet::new(),
             unseen: VecDeque::new(),
             audit: Audit::new(parts.audit),
             probes: parts.probes,
@@ -394,21 +400,25 @@ impl Registry {
         }
     }
 
+    fn retry_at(&self, netns: NetnsId) -> Option<Instant> {
+        self.entries.get(&netns)?.life.retry_at()
+    }
+
     fn next_retry(&self) -> Option<Instant> {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.life.retry_at())
-            .min()
+        let retrying = self.retrying.iter();
+        retrying.filter_map(|netns| self.retry_at(*netns)).min()
     }
 
     async fn retry(&mut self) {
+        if self.retrying.is_empty() {
+            return;
+        }
         let now = Instant::now();
-        let due: Vec<NetnsId> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.life.retry_at().is_some_and(|at| at <= now))
-            .map(|(netns, _)| *netns)
-            .collect();
+        let mut retrying = std::mem::take(&mut self.retrying);
+        retrying.retain(|netns| self.retry_at(*netns).is_some());
+        let due = retrying.extract_if(|netns| self.retry_at(*netns).is_some_and(|at| at <= now));
+        let due: Vec<_> = due.collect();
+        self.retrying = retrying;
         for netns in due {
             self.bring_up(netns).await;
         }

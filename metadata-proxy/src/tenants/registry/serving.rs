@@ -112,6 +112,7 @@ impl Registry {
             Err(reason) => {
                 // A namespace that was just made is a plain file for a moment.
                 let is_news = entry.life.failed(reason.clone(), Instant::now());
+                self.retrying.insert(netns);
                 let failures = entry.life.failures();
                 if failures == 2 || (is_news && failures > 1) {
                     warn!(tenant = %declaration.tenant, namespace = declaration.name, reason,
@@ -139,7 +140,7 @@ impl Registry {
 
     /// Declares the tenant to the kernel, then hands its listeners to the workers.
     async fn start(
-        &self,
+        &mut self,
         declaration: &Declaration,
         settings: Arc<Settings>,
         counters: Arc<Counters>,
@@ -150,10 +151,7 @@ impl Registry {
             events,
             place,
         } = opened;
-        let handle = match events.handle() {
-            Ok(handle) => handle,
-            Err(error) => return Err(format!("cannot keep a handle to the namespace: {error}")),
-        };
+        let handle = events.handle();
         // What somebody else wrote into the map is theirs to write and to remove; what they have
         // removed meanwhile is not to come back.
         if declaration.provider != Provider::Map
@@ -198,12 +196,15 @@ impl Registry {
         for (device, reason) in &place.refused {
             warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
         }
+        let now = Instant::now();
+        self.audit.queue(now, declaration.netns);
         Ok(Served {
             service,
             place,
             handle,
             watcher,
-            looked_at: Instant::now(),
+            since: now,
+            looked_at: now,
             connected: None,
             proved: None,
             fault: None,
@@ -295,7 +296,10 @@ impl Registry {
             Ok((place, outcome)) => {
                 served.place = place;
                 served.service.set_may_forward(served.place.may_forward);
-                served.service.farewells.set_recycled(served.place.recycles());
+                served
+                    .service
+                    .farewells
+                    .set_recycled(served.place.recycles());
                 match outcome {
                     Ok(mut converged) => {
                         served.fault = match redeclare(&*self.kernel, &declaration, &served.place) {
@@ -336,6 +340,7 @@ impl Registry {
                 served.watcher.abort();
                 served.service.gone.cancel();
                 entry.life.failed(error.to_string(), Instant::now());
+                self.retrying.insert(netns);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -368,6 +369,11 @@ fn hurt(
             let prefix = format!("steer-{cookie}-");
             for pin in fs::read_dir(bpffs_dir(node)).context("no pins")?.flatten() {
                 if pin.file_name().to_string_lossy().starts_with(&prefix) {
+                    // Held by the agent, it stays attached without its pin.
+                    let _ = Command::new("bpftool")
+                        .args(["link", "detach", "pinned"])
+                        .arg(pin.path())
+                        .output();
                     fs::remove_file(pin.path()).context("cannot remove a pin")?;
                 }
             }

@@ -42,7 +42,7 @@ pub(super) const DAMAGE: &[Damage] = &[
     of_one(
         "a filter's pin is removed",
         Notice::Audit,
-        &["filter"],
+        &["pin"],
         |scene, tenant| fs::remove_file(scene.steer_pin(tenant)?).context("cannot remove a pin"),
     ),
     of_one(
@@ -121,7 +121,7 @@ pub(super) const DAMAGE: &[Damage] = &[
     }),
     of_all(
         "the directory of pins is removed",
-        &["bpffs", "map", "hook", "filter"],
+        &["bpffs", "map", "hook", "pin"],
         |scene, _| {
             fs::remove_dir_all(bpffs_dir(&scene.node))
                 .context("cannot remove the directory of pins")
@@ -129,7 +129,7 @@ pub(super) const DAMAGE: &[Damage] = &[
     ),
     of_all(
         "the bpffs is unmounted",
-        &["bpffs", "map", "hook", "filter"],
+        &["bpffs", "map", "hook", "pin"],
         |scene, _| {
             umount2(&scene.node.bpffs(), MntFlags::MNT_DETACH).context("cannot unmount the bpffs")
         },

@@ -186,7 +186,7 @@ fn repair(
         for (what, before) in damage.repairs.iter().zip(&before) {
             let count = scene.repairs(what)? - before;
             let expected = match (*what, damage.is_of_one_tenant) {
-                ("filter", false) => tenants.len() as u64,
+                ("pin", false) => tenants.len() as u64,
                 // TENANTS and OUTCOMES.
                 ("map", false) if damage.repairs.len() > 1 => 2,
                 _ => 1,
@@ -203,7 +203,8 @@ fn repair(
         let expected = match (damage.repairs, damage.is_of_one_tenant) {
             // Nothing was taken away, unless the kernel took the device's addresses meanwhile.
             ([], _) => told,
-            (repairs, false) if repairs.contains(&"filter") => 1 + tenants.len(),
+            // What all share, and then all pins.
+            (repairs, false) if repairs.contains(&"pin") => 2,
             _ => 1,
         };
         figures.demand(
@@ -228,6 +229,16 @@ fn judge(damage: &Damage, seen: &[Seen], took: Duration, figures: &mut Figures) 
         figures.demand(
             others == 0,
             format!("{}: {others} requests of other tenants failed", damage.what),
+        );
+    }
+    if damage.repairs.contains(&"pin") {
+        let unserved: usize = seen.iter().map(|seen| seen.unserved).sum();
+        figures.demand(
+            unserved == 0,
+            format!(
+                "{}: {unserved} requests failed though nothing is detached",
+                damage.what
+            ),
         );
     }
     figures.note(
