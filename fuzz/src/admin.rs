@@ -83,7 +83,7 @@ impl Bench {
             let _ = writing.write_all(data).await;
             let _ = writing.shutdown().await;
         };
-        let (_, _) = tokio::join!(send, reading.read_to_end(&mut answer));
+        let ((), _) = tokio::join!(send, reading.read_to_end(&mut answer));
         answer
     }
 }

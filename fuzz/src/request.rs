@@ -151,7 +151,7 @@ impl Bench {
             let _ = writing.shutdown().await;
         };
         // A reset ends it as well.
-        let (_, _) = tokio::join!(send, reading.read_to_end(&mut answers));
+        let ((), _) = tokio::join!(send, reading.read_to_end(&mut answers));
         answers
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Needs root. Has a bpffs directory of its own.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
+
 use std::{collections::HashMap, path::PathBuf};
 
 use metadata_proxy::{

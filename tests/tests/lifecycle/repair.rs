@@ -70,16 +70,16 @@ fn a_pin_that_somebody_removed_is_put_back_and_nothing_is_detached_meanwhile() {
     }
     let tenant = stage.tenant(Kind::Router);
     let pin = pin(&stage, &tenant);
-    let stale = pin.with_file_name(format!("{}0", pin.file_name().unwrap().display()));
+    let outdated = pin.with_file_name(format!("{}0", pin.file_name().unwrap().display()));
     fs::remove_file(&pin).unwrap();
     assert_served_twice(&tenant);
     wait_until("the pin to be back", SOON, || pin.exists()).unwrap();
     // One of a device that is not there any more.
     run(Command::new("bpftool")
         .args(["link", "pin", "pinned"])
-        .args([&pin, &stale]))
+        .args([&pin, &outdated]))
     .unwrap();
-    wait_until("the stale pin to be gone", SOON, || !stale.exists()).unwrap();
+    wait_until("the outdated pin to be gone", SOON, || !outdated.exists()).unwrap();
     assert!(pin.exists());
     assert_eq!(times_steered(&tenant.netns, &tenant.subnets[0].device), 1);
     assert_served_twice(&tenant);

@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, usize)] = &[
     ("metadata-proxy/src/bin/haproxy/privileges.rs", 1),
     ("metadata-proxy/src/bin/haproxy/registration.rs", 1),
     ("metadata-proxy/src/discovery/watch.rs", 1),
-    ("metadata-proxy/src/kernel/commands.rs", 9),
+    ("metadata-proxy/src/kernel/commands.rs", 10),
     ("metadata-proxy/src/kernel/ebpf/tenant_map.rs", 2),
     ("metadata-proxy/src/kernel/logger.rs", 1),
     ("metadata-proxy/src/listener.rs", 5),
