@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use metadata_proxy::kernel::{EbpfKernel, KernelOptions};
 use metadata_proxy_tests::{
-    Kind, NeutronProxy, Node, TenantFixture, neutron, process::run as run_program,
+    Kind, NeutronProxy, Node, TenantFixture, neutron, process::run as run_program, wait_for,
 };
 
 use super::{Lab, Row};
@@ -142,6 +142,10 @@ fn throughput(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
         .iter()
         .map(|router| router.subnets[1].guests[0].start("iperf3", &["--server"]))
         .collect::<Result<_>>()?;
+    for router in routers {
+        // Refused until its server listens.
+        wait_for("iperf3's server", SERVED_WITHIN, || Ok(iperf(router).ok()))?;
+    }
     let mut samples = [Samples::default(), Samples::default(), Samples::default()];
     let mut loss = [Samples::default(), Samples::default()];
     let turns = turns(lab.arguments);
@@ -198,9 +202,11 @@ fn iperf(router: &TenantFixture) -> Result<f64> {
     let seconds = TURN_SECONDS.to_string();
     let mut client = router.guest().netns.command("iperf3")?;
     client.args(["--json", "--time", &seconds, "--client", &server]);
+    // Each end stays on a core of its own: otherwise a turn differs from the next by twice as much.
+    client.args(["--affinity", "0,1"]);
     let text = run_program(&mut client)?;
     let result: serde_json::Value = serde_json::from_str(&text).context("iperf3 gave no JSON")?;
     result["end"]["sum_received"]["bits_per_second"]
         .as_f64()
-        .context("iperf3 gave no rate")
+        .with_context(|| format!("iperf3 gave no rate: {}", result["error"]))
 }
