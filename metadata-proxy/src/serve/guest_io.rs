@@ -204,11 +204,11 @@ impl AsyncWrite for GuestIo<'_> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Before the guest is told: its answer to that may be faster than we are.
-        if !self.guest_closed && self.farewells.note() {
-            listener::free_port(&self.socket);
-        }
         if self.farewell.is_none() {
+            // Before the guest is told: its answer to that may be faster than we are.
+            if !self.guest_closed && self.farewells.note() {
+                listener::free_port(&self.socket);
+            }
             let negligible = if self.stopping.is_cancelled() {
                 0
             } else {

@@ -3,8 +3,9 @@
 use std::fs;
 
 use metadata_proxy_tests::{
-    Agent, Connection, Kind, METADATA_V4, MetadataAgent, Node, TenantFixture, Web,
-    metadata_agent::Answer, wait_until,
+    Agent, Connection, HttpAgent, Kind, METADATA_V4, MetadataAgent, Node, TenantFixture, Web,
+    metadata_agent::{self, Answer},
+    wait_until,
 };
 use uuid::Uuid;
 
@@ -46,6 +47,41 @@ fn no_upstream_is_503_after_a_while_and_served_when_it_is_back() {
     fs::remove_file(&socket).unwrap();
     let _upstream = MetadataAgent::builder().start(&socket).unwrap();
     assert_served(&tenant);
+}
+
+#[test]
+fn an_http_upstream_on_a_unix_socket_is_asked_over_one_connection_again_and_again() {
+    const TIMES: u64 = 10;
+    let node = Node::new().unwrap();
+    let socket = node.directory().join("http");
+    let upstream = HttpAgent::start(&socket, false, metadata_agent::who_asked).unwrap();
+    let agent = Agent::builder(&node)
+        .upstream_http(&format!("unix:{}", socket.display()))
+        .set("workers", "2")
+        .start()
+        .unwrap();
+    let tenants = [Kind::Router, Kind::Network].map(|kind| {
+        let tenant = TenantFixture::new(&node, kind).unwrap();
+        agent.wait_served(&tenant).unwrap();
+        tenant
+    });
+    for _ in 0..TIMES {
+        tenants.iter().for_each(assert_served);
+    }
+    let (requests, connections) = upstream.totals();
+    assert_eq!(requests, 2 * TIMES);
+    // One for each worker, at most.
+    assert!(connections <= 2, "{connections} connections");
+
+    drop(upstream);
+    let reply = tenants[0].guest().curl(METADATA_V4, &[]).unwrap();
+    assert!(reply.status >= 500, "{reply:?}");
+    let _upstream = HttpAgent::start(&socket, false, metadata_agent::who_asked).unwrap();
+    wait_until("an answer", SOON, || {
+        tenants[1].guest().curl(METADATA_V4, &[]).unwrap().status == 200
+    })
+    .unwrap();
+    tenants.iter().for_each(assert_served);
 }
 
 #[test]
