@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// `RTNLGRP_LINK`: devices come, go, are renamed.
@@ -20,6 +20,14 @@ const GROUP_IPV4_ROUTE: u32 = 7;
 /// `RTNLGRP_IPV6_IFADDR`.
 const GROUP_IPV6_ADDRESS: u32 = 9;
 
+const GROUPS: [u32; 5] = [
+    GROUP_LINK,
+    GROUP_TC,
+    GROUP_IPV4_ADDRESS,
+    GROUP_IPV4_ROUTE,
+    GROUP_IPV6_ADDRESS,
+];
+
 /// Subscribed in the namespace of the thread that opened it; read from anywhere.
 pub struct EventSocket(Arc<OwnedFd>);
 
@@ -30,16 +38,10 @@ impl EventSocket {
     /// What netlink says.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        for group in [
-            GROUP_LINK,
-            GROUP_TC,
-            GROUP_IPV4_ADDRESS,
-            GROUP_IPV4_ROUTE,
-            GROUP_IPV6_ADDRESS,
-        ] {
-            socket.add_membership(group)?;
-        }
+        // All at once: for each call the kernel goes through all subscribers of the machine, which has
+        // one for each tenant (`netlink_update_listeners`).
+        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        socket.bind(&SocketAddr::new(0, groups))?;
         socket.set_non_blocking(true)?;
         // SAFETY: the descriptor is duplicated, so that both owners close their own.
         let fd = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
