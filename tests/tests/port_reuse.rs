@@ -104,7 +104,7 @@ fn a_guest_behind_a_redirect_may_use_a_port_again_at_once() {
 }
 
 /// Connections of a guest that connects again and again: more than a tenant's count as many.
-const AGAIN: usize = 12_000;
+const AGAIN: usize = 8000;
 /// Guest's ports for them.
 const PORTS: usize = 1000;
 /// What counts as many (`Farewells`), and some that are closed until the listeners are there.
