@@ -13,7 +13,7 @@ use std::{
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
 use nix::sys::utsname::uname;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, SockRef, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::{
@@ -72,6 +72,25 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_reuse_port(false)?;
     }
     Ok(socket.into())
+}
+
+/// Has a listener, and what is accepted from it, hear only what comes in by these devices: to
+/// everybody else nothing answers there.
+///
+/// # Errors
+/// What the system says.
+pub fn hear_only(listener: &impl AsFd, devices: impl Iterator<Item = u32>) -> io::Result<()> {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const DEVICE: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX).cast_unsigned();
+    let step = |code, if_not, k| SockFilter::new(code, 0, if_not, k);
+    let mut filter = vec![step(LOAD, 0, DEVICE)];
+    for device in devices {
+        filter.extend([step(IF_EQUAL, 1, device), step(RETURN, 0, u32::MAX)]);
+    }
+    filter.push(step(RETURN, 0, 0));
+    SockRef::from(listener).attach_filter(&filter)
 }
 
 /// Before Linux 6.6 `bpf_sk_assign` refuses a socket that has `SO_REUSEPORT` (`ESOCKTNOSUPPORT`,
@@ -210,8 +229,9 @@ impl Caller {
         })
     }
 
-    /// Whether the connection was brought here by steering: the metadata address was dialled, or a
-    /// process of the namespace was sent here over loopback by the connect hooks.
+    /// Whether the connection was brought here by steering: the metadata address was dialled, where
+    /// a listener of ours hears only devices that are steered, or a process of the namespace was sent
+    /// here over loopback by the connect hooks.
     #[must_use]
     pub fn dialled_metadata(&self) -> bool {
         is_metadata(self.local)

@@ -15,8 +15,10 @@ use std::{
 };
 
 use metadata_proxy_tests::{
-    Agent, Kind, MetadataAgent, NeutronProxy, Node, TenantFixture, neutron,
+    Kind, Netns, NeutronProxy, TenantFixture, neutron,
+    process::run,
     raw_http::METADATA,
+    stage::{Stage, assert_served},
     subnet::{GUEST_DEVICE, METADATA_V6_ADDRESS},
     wait::wait_for,
 };
@@ -60,19 +62,12 @@ fn metadata_v6() -> SocketAddr {
 }
 
 fn is_served_again(kind: Kind, rules: Option<NeutronProxy>) {
-    let node = Node::new().unwrap();
-    let tenant = TenantFixture::new(&node, kind).unwrap();
+    let stage = Stage::new();
+    let tenant = TenantFixture::new(&stage.node, kind).unwrap();
     if let Some(proxy) = rules {
         neutron::install_rules(&tenant.netns, proxy).unwrap();
     }
-    let upstream = MetadataAgent::builder()
-        .start(&node.directory().join("agent"))
-        .unwrap();
-    let agent = Agent::builder(&node)
-        .upstream_agent(upstream.socket())
-        .start()
-        .unwrap();
-    agent.wait_served(&tenant).unwrap();
+    let tenant = stage.served(tenant);
     let ask_again = || {
         for metadata in [METADATA, metadata_v6()] {
             for attempt in 0..4 {
@@ -136,20 +131,30 @@ fn ask_again_and_again(times: usize) {
     }
 }
 
-/// However often a guest connects, it leaves no more behind than it has ports.
+/// A host beside the router, on a device that leads out of the cloud.
+fn host_outside(stage: &Stage, tenant: &TenantFixture) -> Netns {
+    let outside = Netns::hidden(&stage.node, "outside").unwrap();
+    outside
+        .ip_batch(&format!(
+            "link add eth0 type veth peer name qg-outside netns {}\n\
+             addr add 198.51.100.9/24 dev eth0\nlink set eth0 up\n\
+             route add 169.254.169.254/32 dev eth0",
+            tenant.netns.path().display()
+        ))
+        .unwrap();
+    let router = "addr add 198.51.100.1/24 dev qg-outside\nlink set qg-outside up";
+    tenant.netns.ip_batch(router).unwrap();
+    outside
+}
+
+/// However often a guest connects, it leaves no more behind than it has ports; and what that takes is
+/// for guests only.
 #[test]
 fn what_is_left_of_connections_is_bounded() {
-    let node = Node::new().unwrap();
-    let tenant = TenantFixture::new(&node, Kind::Router).unwrap();
+    let stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
     neutron::install_rules(&tenant.netns, NeutronProxy::Disabled).unwrap();
-    let upstream = MetadataAgent::builder()
-        .start(&node.directory().join("agent"))
-        .unwrap();
-    let agent = Agent::builder(&node)
-        .upstream_agent(upstream.socket())
-        .start()
-        .unwrap();
-    agent.wait_served(&tenant).unwrap();
+    let outside = host_outside(&stage, &tenant);
     let guest = &tenant.guest().netns;
     let last = 40_000 + PORTS - 1;
     guest
@@ -165,4 +170,10 @@ fn what_is_left_of_connections_is_bounded() {
     });
     let left = tenant.netns.run(|| Ok(in_time_wait())).unwrap();
     assert!(left <= LEFT_AT_MOST, "{left} are left in TIME_WAIT");
+    let listeners = tenant.netns.command("ss").unwrap();
+    let listeners = run({ listeners }.args(["-H", "-l", "-t", "-n", "sport = :80"])).unwrap();
+    assert!(listeners.contains("169.254.169.254:80"), "{listeners}");
+    let unheard = outside.run(|| Ok(TcpStream::connect_timeout(&METADATA, AT_ONCE)));
+    assert!(unheard.unwrap().is_err());
+    assert_served(&tenant);
 }

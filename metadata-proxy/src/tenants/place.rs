@@ -94,6 +94,8 @@ pub(super) struct Place {
     hands_over: bool,
     /// Where the `bind` engine has a listener besides the wildcard one.
     bound: BTreeSet<SocketAddr>,
+    /// Devices that the listener on the IPv4 metadata address hears, where `steer` is attached too.
+    heard: BTreeSet<u32>,
     /// Whether a guest of this namespace may be answered at all; see [`may_forward`].
     pub(super) may_forward: bool,
 }
@@ -134,9 +136,18 @@ pub(super) fn open(
             .iter()
             .filter_map(|listener| listener.local_addr().ok())
             .collect(),
+        heard: BTreeSet::new(),
         may_forward: false,
     };
     let finished = converge(kernel, plan, &mut place).and_then(|converged| {
+        if plan.engine == Engine::Tc {
+            // One that was open before: its devices may be others by now.
+            for listener in &listeners[1..] {
+                if listener.local_addr().is_ok_and(|at| at == METADATA_SOCKET) {
+                    place.hear_only_steered(listener);
+                }
+            }
+        }
         listeners.extend(converged.listeners);
         if plan.engine == Engine::SkLookup {
             kernel.attach_lookup(cookie, listeners[0].as_fd())?;
@@ -198,7 +209,7 @@ pub(super) fn converge(
         }
         converge_attachments(kernel, &faced, place, &mut converged);
     }
-    converged.listeners = bind_missing(plan, &links, place)?;
+    converged.listeners = bind_missing(plan, &links, &faced, place)?;
     converged.added += converged.listeners.len();
     Ok(converged)
 }
@@ -229,6 +240,7 @@ fn faced<'a>(plan: &Plan, links: &'a [Link]) -> Vec<&'a Link> {
 fn bind_missing(
     plan: &Plan,
     links: &[Link],
+    faced: &[&Link],
     place: &mut Place,
 ) -> Result<Vec<TcpListener>, PlaceError> {
     // A listener of a device that is gone hears nothing more; it goes with the tenant.
@@ -242,23 +254,29 @@ fn bind_missing(
         }
     }
     if plan.recycles && plan.engine == Engine::Tc {
-        listeners.extend(bind_recyclers(links, place));
+        listeners.extend(bind_recyclers(faced, place));
     }
     Ok(listeners)
 }
 
-/// Opens what listeners on the metadata addresses are missing. Without them all is served too.
-fn bind_recyclers(links: &[Link], place: &mut Place) -> Vec<TcpListener> {
-    let missing: Vec<_> = metadata_addresses(links)
-        .filter(|address| !place.bound.contains(address))
-        .collect();
+/// Opens what listeners on the metadata addresses are missing, for devices that are steered: nobody
+/// behind another device is to find one. Without them all is served too.
+fn bind_recyclers(faced: &[&Link], place: &mut Place) -> Vec<TcpListener> {
     let mut listeners = Vec::new();
-    for address in missing {
+    let steered = faced
+        .iter()
+        .filter(|link| place.attachments.contains_key(&link.device.index));
+    let v6: Vec<_> = steered.filter_map(|link| metadata_v6(link)).collect();
+    for address in std::iter::once(METADATA_SOCKET).chain(v6) {
+        if place.bound.contains(&address) {
+            continue;
+        }
         match listener::bind_at(address) {
-            Ok(listener) => {
+            Ok(listener) if address.is_ipv6() || place.hear_only_steered(&listener) => {
                 place.bound.insert(address);
                 listeners.push(listener);
             }
+            Ok(_) => {}
             // Of another proxy that does not share it, as a rule.
             Err(error) => debug!(%address, %error, "what is left of connections stays its minute"),
         }
@@ -277,21 +295,17 @@ fn wanted_addresses(plan: &Plan, links: &[Link]) -> BTreeSet<SocketAddr> {
         .filter_map(|(address, interface)| scoped(*address, interface.as_deref(), links))
         .collect();
     if plan.engine == Engine::Bind {
-        wanted.extend(metadata_addresses(links));
+        wanted.insert(METADATA_SOCKET);
+        wanted.extend(links.iter().filter_map(metadata_v6));
     }
     wanted
 }
 
-/// The metadata addresses of the namespace, with the port.
-fn metadata_addresses(links: &[Link]) -> impl Iterator<Item = SocketAddr> {
-    let v6 = links
-        .iter()
-        .filter(|link| link.metadata_v6 != MetadataV6::Absent)
-        .map(|link| {
-            let scope = link.device.index;
-            SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into()
-        });
-    std::iter::once(METADATA_SOCKET).chain(v6)
+/// The IPv6 metadata address of a device that has it, with the port.
+fn metadata_v6(link: &Link) -> Option<SocketAddr> {
+    let scope = link.device.index;
+    (link.metadata_v6 != MetadataV6::Absent)
+        .then(|| SocketAddrV6::new(METADATA_V6.into(), METADATA_PORT, 0, scope).into())
 }
 
 /// Gives a link-local address the device it is on; `None` while that device is not there.
@@ -457,9 +471,30 @@ impl PlaceError {
 }
 
 impl Place {
-    /// Whether the kernel finds a listener for a guest's port that is used again.
-    pub(super) fn recycles(&self) -> bool {
-        self.bound.contains(&METADATA_SOCKET)
+    /// Whether the kernel finds a listener for each guest's port that is used again.
+    pub(super) fn recycles(&self, engine: Engine) -> bool {
+        match engine {
+            Engine::Bind => self.bound.contains(&METADATA_SOCKET),
+            // A device that came later is not heard.
+            Engine::Tc => {
+                !self.heard.is_empty() && self.attachments.keys().all(|it| self.heard.contains(it))
+            }
+            Engine::SkLookup => false,
+        }
+    }
+
+    /// Has a listener on the metadata address hear only devices that are steered; says if it does.
+    fn hear_only_steered(&mut self, listener: &TcpListener) -> bool {
+        match listener::hear_only(listener, self.attachments.keys().copied()) {
+            Ok(()) => {
+                self.heard = self.attachments.keys().copied().collect();
+                true
+            }
+            Err(error) => {
+                warn!(%error, "cannot keep a listener to the devices that are steered");
+                false
+            }
+        }
     }
 
     /// Stands in while the real one is on its way through the namespace thread.
@@ -472,6 +507,7 @@ impl Place {
             has_route: false,
             hands_over: false,
             bound: BTreeSet::new(),
+            heard: BTreeSet::new(),
             may_forward: false,
         }
     }

@@ -168,7 +168,7 @@ impl Registry {
             counters,
         ));
         service.set_may_forward(place.may_forward);
-        service.farewells.set_recycled(place.recycles());
+        service.farewells.set_recycled(place.recycles(self.engine));
         self.store
             .keep(declaration.tenant, place.cookie, &listeners);
         for listener in listeners {
@@ -299,7 +299,7 @@ impl Registry {
                 served
                     .service
                     .farewells
-                    .set_recycled(served.place.recycles());
+                    .set_recycled(served.place.recycles(self.engine));
                 match outcome {
                     Ok(mut converged) => {
                         served.fault = match redeclare(&*self.kernel, &declaration, &served.place) {
