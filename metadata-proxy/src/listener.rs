@@ -79,6 +79,10 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// What the system says.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "codes have sixteen bits, their constants more"
+)]
 pub fn hear_only(listener: &impl AsFd, devices: impl Iterator<Item = u32>) -> io::Result<()> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

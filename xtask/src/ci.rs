@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::step::{self, seconds};
+use crate::{
+    step::{self, seconds},
+    test::result_line,
+};
 
 /// Verbs as one would type them, in this order, since what is quick to fail should fail first.
 const STEPS: &[&str] = &[
@@ -38,7 +41,7 @@ pub(crate) fn run() -> Result<()> {
         .collect();
     println!(
         "\n{}",
-        step::test_result(
+        result_line(
             results.len() - failed.len(),
             failed.len(),
             0,

@@ -83,17 +83,6 @@ pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }
 
-/// How many tests ended how, in all, in the words of Rust's own test runner: what reads its results
-/// takes the last such line, which would otherwise be that of the last of many test binaries.
-pub(crate) fn test_result(passed: usize, failed: usize, ignored: usize, took: Duration) -> String {
-    format!(
-        "test result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; \
-         0 filtered out; finished in {:.2}s",
-        if failed == 0 { "ok" } else { "FAILED" },
-        took.as_secs_f64()
-    )
-}
-
 /// A command as one would type it.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

@@ -5,7 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader, IsTerminal as _, Write as _, stdout},
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -13,7 +13,6 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, BuildArgs},
     setup::{self, Purpose},
-    step,
     workspace::{self, is_root},
 };
 
@@ -85,7 +84,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let Counts { passed, failed } = outcome.counts;
     println!(
         "\n{}",
-        step::test_result(passed, failed, outcome.skipped.len(), start.elapsed())
+        result_line(passed, failed, outcome.skipped.len(), start.elapsed())
     );
     if !outcome.succeeded || failed > 0 {
         bail!("tests failed");
@@ -166,6 +165,17 @@ fn watch(command: &mut Command) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// How many tests ended how, in all, in the words of Rust's own test runner: what reads its results
+/// takes the last such line, which would otherwise be that of the last of many test binaries.
+pub(crate) fn result_line(passed: usize, failed: usize, ignored: usize, took: Duration) -> String {
+    format!(
+        "test result: {}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; \
+         0 filtered out; finished in {:.2}s",
+        if failed == 0 { "ok" } else { "FAILED" },
+        took.as_secs_f64()
+    )
+}
+
 /// Reads `test result: ok. 18 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; ...`.
 fn result(line: &str) -> Option<Counts> {
     let (_, summary) = line.split_once("test result: ")?;
@@ -200,6 +210,18 @@ mod tests {
                 failed: 2
             })
         );
+    }
+
+    #[test]
+    fn what_is_written_at_the_end_is_what_is_read() {
+        let line = result_line(17, 2, 1, Duration::from_millis(3520));
+        assert!(line.starts_with("test result: FAILED. "));
+        assert!(line.ends_with("finished in 3.52s"));
+        let counts = Counts {
+            passed: 17,
+            failed: 2,
+        };
+        assert_eq!(result(&line), Some(counts));
     }
 
     #[test]

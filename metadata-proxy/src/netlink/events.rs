@@ -9,24 +9,12 @@ use std::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// `RTNLGRP_LINK`: devices come, go, are renamed.
-const GROUP_LINK: u32 = 1;
-/// `RTNLGRP_TC`: filters and queueing disciplines.
-const GROUP_TC: u32 = 4;
-/// `RTNLGRP_IPV4_IFADDR`.
-const GROUP_IPV4_ADDRESS: u32 = 5;
-/// `RTNLGRP_IPV4_ROUTE`.
-const GROUP_IPV4_ROUTE: u32 = 7;
-/// `RTNLGRP_IPV6_IFADDR`.
-const GROUP_IPV6_ADDRESS: u32 = 9;
-
-const GROUPS: [u32; 5] = [
-    GROUP_LINK,
-    GROUP_TC,
-    GROUP_IPV4_ADDRESS,
-    GROUP_IPV4_ROUTE,
-    GROUP_IPV6_ADDRESS,
-];
+/// Devices that come, go, are renamed; filters and queueing disciplines; addresses; routes.
+const GROUPS: libc::c_int = libc::RTMGRP_LINK
+    | libc::RTMGRP_TC
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
+    | libc::RTMGRP_IPV6_IFADDR;
 
 /// Subscribed in the namespace of the thread that opened it; read from anywhere.
 pub struct EventSocket(Arc<OwnedFd>);
@@ -40,8 +28,7 @@ impl EventSocket {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         // All at once: for each call the kernel goes through all subscribers of the machine, which has
         // one for each tenant (`netlink_update_listeners`).
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        socket.bind(&SocketAddr::new(0, groups))?;
+        socket.bind(&SocketAddr::new(0, GROUPS.cast_unsigned()))?;
         socket.set_non_blocking(true)?;
         // SAFETY: the descriptor is duplicated, so that both owners close their own.
         let fd = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };

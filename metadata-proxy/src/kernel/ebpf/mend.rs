@@ -1,4 +1,5 @@
-//! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup.
+//! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup; and the
+//! pins of links.
 
 use std::{collections::HashSet, os::fd::AsFd as _, path::PathBuf};
 

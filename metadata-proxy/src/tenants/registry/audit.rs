@@ -17,7 +17,7 @@ use super::{Command, Entry, Registry, turns::Turns};
 use crate::{
     config::AuditConfig,
     identity::Tenant,
-    kernel::Repair,
+    kernel::{KernelError, Repair},
     netns::{Netns, NetnsCookie, NetnsId},
     tenants::{
         Fault, Provider, Verdict,
@@ -107,12 +107,9 @@ impl Registry {
         // fewer than there are steps, so that a busy step can be made up for.
         let share = self.entries.len().div_ceil(SHARES as usize - 1);
         let until = now.checked_sub(periods.interval.saturating_sub(step));
-        let is_current = |netns: NetnsId, looked_at| {
-            let served = self.entries.get(&netns);
-            served
-                .and_then(|entry| entry.served.as_ref())
-                .is_some_and(|served| served.looked_at == looked_at)
-        };
+        let served = |netns: NetnsId| self.entries.get(&netns)?.served.as_ref();
+        let is_current =
+            |netns, looked_at| served(netns).is_some_and(|it| it.looked_at == looked_at);
         let mut due = until.map_or_else(Vec::new, |until| {
             self.audit.looks.take(share, until, is_current)
         });
@@ -138,20 +135,14 @@ impl Registry {
         let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
         let steps = usize::try_from(steps).unwrap_or(usize::MAX).max(1);
         let share = self.entries.len().div_ceil(steps);
-        let connected = |netns: NetnsId| {
-            let served = self.entries.get(&netns);
-            served.and_then(|entry| entry.served.as_ref()?.connected)
-        };
-        let is_new = |netns: NetnsId, served| {
-            let entry = self.entries.get(&netns);
-            entry
-                .and_then(|entry| entry.served.as_ref())
-                .is_some_and(|it| it.connected.is_none() && it.since == served)
+        let served = |netns: NetnsId| self.entries.get(&netns)?.served.as_ref();
+        let is_new = |netns, since| {
+            served(netns).is_some_and(|it| it.connected.is_none() && it.since == since)
         };
         let mut targets = self.audit.new.take(share, now, is_new);
         if let Some(until) = now.checked_sub(periods.connect_interval.saturating_sub(step)) {
             let most = share - targets.len();
-            let is_current = |netns, at| connected(netns) == Some(at);
+            let is_current = |netns, at| served(netns).is_some_and(|it| it.connected == Some(at));
             targets.extend(self.audit.connects.take(most, until, is_current));
         }
         targets.extend(doubtful);
@@ -184,16 +175,7 @@ impl Registry {
                 }
                 self.audit.fault = None;
             }
-            Err(fault) => {
-                let fault = fault.to_string();
-                if self.audit.fault.as_ref() != Some(&fault) {
-                    error!(
-                        error = fault,
-                        "what all tenants share cannot be put back; it is tried again"
-                    );
-                }
-                self.audit.fault = Some(fault);
-            }
+            Err(fault) => tell_once(&mut self.audit.fault, &fault, "what all tenants share"),
         }
     }
 
@@ -213,16 +195,7 @@ impl Registry {
                     "somebody took away pins of links; they are put back"
                 );
             }
-            Err(fault) => {
-                let fault = fault.to_string();
-                if self.audit.pins_fault.as_ref() != Some(&fault) {
-                    error!(
-                        error = fault,
-                        "pins of links cannot be put back; it is tried again"
-                    );
-                }
-                self.audit.pins_fault = Some(fault);
-            }
+            Err(fault) => tell_once(&mut self.audit.pins_fault, &fault, "pins of links"),
         }
     }
 
@@ -348,4 +321,13 @@ impl Registry {
             }
         }
     }
+}
+
+/// Logs why something cannot be put back, unless that was the last that was said of it.
+fn tell_once(last: &mut Option<String>, fault: &KernelError, what: &'static str) {
+    let fault = fault.to_string();
+    if last.as_ref() != Some(&fault) {
+        error!(what, error = fault, "cannot be put back; it is tried again");
+    }
+    *last = Some(fault);
 }
