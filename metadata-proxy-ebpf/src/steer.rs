@@ -59,7 +59,7 @@ fn steer_segment(
     let outcome = if tcp.is_syn() {
         // The same behind Neutron's REDIRECT, where the old socket has another address. There the
         // SYN needs no steering: redirected, it finds old socket and listener.
-        if raw::look_up_redirected(ctx, tuple).is_some_and(|socket| !socket.is_listening()) {
+        if raw::is_left_of_redirected(ctx, tuple) {
             return Outcome::PassedStray;
         }
         Outcome::SteeredSyn

@@ -31,6 +31,8 @@ const CARRIER_WITHIN: Duration = Duration::from_secs(10);
 pub struct Subnet {
     /// Name of the device in the tenant namespace.
     pub device: String,
+    /// That device's own address of its link.
+    pub link_local: Ipv6Addr,
     /// The guests.
     pub guests: Vec<Guest>,
     /// The switch between them, where there is more than one guest.
@@ -99,6 +101,7 @@ impl Subnet {
         }
         Ok(Self {
             device,
+            link_local: link_local(index, addresses.port()),
             guests,
             _switch: switch,
         })

@@ -67,7 +67,11 @@ fn is_served_again(kind: Kind, rules: Option<NeutronProxy>) {
     if let Some(proxy) = rules {
         neutron::install_rules(&tenant.netns, proxy).unwrap();
     }
-    let tenant = stage.served(tenant);
+    uses_a_port_again(&stage.served(tenant));
+}
+
+/// Its guest asks from one port again and again.
+fn uses_a_port_again(tenant: &TenantFixture) {
     let ask_again = || {
         for metadata in [METADATA, metadata_v6()] {
             for attempt in 0..4 {
@@ -96,6 +100,23 @@ fn a_guest_of_a_router_may_use_a_port_again_at_once() {
 #[test]
 fn a_guest_behind_a_redirect_may_use_a_port_again_at_once() {
     is_served_again(Kind::Router, Some(NeutronProxy::Enabled));
+}
+
+/// Which of the addresses of its link a device has first is a matter of which was added last: what
+/// Neutron adds and what the agent adds may come in either order. `REDIRECT` leads to the first.
+#[test]
+fn either_address_of_a_router_s_link_may_be_the_first() {
+    let stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
+    neutron::install_rules(&tenant.netns, NeutronProxy::Enabled).unwrap();
+    let port = &tenant.subnets[0];
+    let device = &port.device;
+    for last in [format!("{}/64", port.link_local), format!("{METADATA_V6_ADDRESS}/128")] {
+        // Whoever misses the address adds it again, so it may be there already.
+        let again = format!("addr del {last} dev {device}\naddr replace {last} dev {device} nodad");
+        tenant.netns.ip_batch(&again).unwrap();
+        uses_a_port_again(&tenant);
+    }
 }
 
 /// Connections of a guest that connects again and again: more than a tenant's count as many.

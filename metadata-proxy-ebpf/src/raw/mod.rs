@@ -10,5 +10,5 @@ mod socket;
 pub(crate) use self::{
     contexts::{LookupContext, SockAddr},
     frame::{Ipv4Header, Ipv6Header, TcpHeader, load, load_at, load_u16, words},
-    socket::{Socket, Tuple, look_up, look_up_listener, look_up_redirected},
+    socket::{Socket, Tuple, is_left_of_redirected, look_up, look_up_listener},
 };

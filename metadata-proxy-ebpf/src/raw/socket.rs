@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use metadata_proxy_common::METADATA_V6;
 
-use super::frame::{Bytes, Ipv4Header, Ipv6Header, TcpHeader, words};
+use super::frame::{Bytes, Ipv4Header, Ipv6Header, TcpHeader, load, words};
 use crate::globals;
 
 /// `BPF_F_CURRENT_NETNS`: the namespace of the device a frame arrived on.
@@ -176,38 +176,52 @@ pub(crate) fn look_up<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a
     })
 }
 
-/// Finds what is left of a connection that had the same guest and port behind a `REDIRECT` to the
-/// listener's port, which changed its destination after this program had seen it.
+/// Whether something is left of a connection that had the same guest and port behind a `REDIRECT` to
+/// the listener's port, which changed its destination after this program had seen it.
 ///
-/// `REDIRECT` leads to the first address of the device. Over IPv4 that is the one the namespace speaks
-/// to the guest from; nothing is found where nothing is forwarded, as only routers redirect, or
-/// where the kernel cannot say that address (before 6.7; before 6.10 nothing is in the way, see
-/// [`Socket::is_in_the_way`]). Over IPv6 it is the metadata address itself, which the agent has
-/// added last.
+/// `REDIRECT` leads to the first address of the device; over IPv6, to the first one of the link, as
+/// the metadata address is (Linux 6.7). Over IPv4 that is the one the namespace speaks to the guest
+/// from; nothing is found where nothing is forwarded, as only routers redirect, or where the kernel
+/// cannot say that address (before 6.7; before 6.10 nothing is in the way, see
+/// [`Socket::is_in_the_way`]). Over IPv6 it is the metadata address itself, or the address that every
+/// port of Neutron's has from its MAC, whichever was added last.
 #[inline(always)]
-pub(crate) fn look_up_redirected<'a>(ctx: &'a TcContext, tuple: &Tuple) -> Option<Socket<'a>> {
+pub(crate) fn is_left_of_redirected(ctx: &TcContext, tuple: &Tuple) -> bool {
     let port = globals::listener_port().to_be_bytes();
+    let is_left = |tuple: &Tuple| look_up(ctx, tuple).is_some_and(|socket| !socket.is_listening());
     if !tuple.is_v4() {
         // SAFETY: the length says that the IPv6 variant was written.
         let seen = unsafe { tuple.tuple.__bindgen_anon_1.ipv6 };
-        let redirected = Tuple::of_words(seen.saddr, seen.daddr, seen.sport.to_ne_bytes(), port);
-        return look_up(ctx, &redirected);
+        let redirected = |to| Tuple::of_words(seen.saddr, to, seen.sport.to_ne_bytes(), port);
+        return is_left(&redirected(seen.daddr))
+            || load(ctx, 0).is_some_and(|mac| is_left(&redirected(link_local_of(mac))));
     }
     // SAFETY: the length says that the IPv4 variant was written.
     let seen = unsafe { tuple.tuple.__bindgen_anon_1.ipv4 };
+    let Some(own) = own_address_towards(ctx, seen.saddr) else {
+        return false;
+    };
     // SAFETY: a tuple is integers; zero is a value.
     let mut redirected: bpf_sock_tuple = unsafe { mem::zeroed() };
     redirected.__bindgen_anon_1.ipv4 =
         aya_ebpf::bindings::bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            daddr: own_address_towards(ctx, seen.saddr)?,
+            daddr: own,
             dport: u16::from_ne_bytes(port),
             ..seen
         };
-    let redirected = Tuple {
+    is_left(&Tuple {
         tuple: redirected,
         len: TUPLE_V4_LEN,
-    };
-    look_up(ctx, &redirected)
+    })
+}
+
+/// The address of its link that a device has from its MAC (RFC 4291, appendix A), which begins each
+/// frame to it.
+const fn link_local_of(mac: [u8; 6]) -> [u32; 4] {
+    let [a, b, c, d, e, f] = mac;
+    words([
+        0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f,
+    ])
 }
 
 /// The address this namespace speaks to a guest from, in network order.
