@@ -8,13 +8,13 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test is to panic there")]
 
-use std::{net::TcpListener, path::PathBuf, thread};
+use std::{fs, net::TcpListener, path::PathBuf, thread, time::Duration};
 
 use metadata_proxy::{
-    kernel::{EbpfKernel, Kernel as _, KernelOptions},
+    kernel::{EbpfKernel, Kernel as _, KernelOptions, Repair},
     listener,
 };
-use metadata_proxy_common::{METADATA_V4, METADATA_V6, Outcome};
+use metadata_proxy_common::{METADATA_V4, METADATA_V6, Outcome, names};
 use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
 
@@ -340,5 +340,19 @@ fn the_verifier_s_figures_are_known() {
         let steer = sizes.iter().find(|size| size.name == "steer").unwrap();
         println!("{sizes:?}");
         assert!(steer.verified_instructions.unwrap() > 100);
+    });
+}
+
+/// A directory that has not changed is not looked through again.
+#[test]
+fn a_pin_that_goes_is_missed_however_long_the_directory_was_the_same() {
+    in_own_namespace("pins", |bench| {
+        let mend = || bench.kernel.mend().unwrap();
+        for name in [names::TENANTS, names::OUTCOMES] {
+            thread::sleep(Duration::from_millis(1100));
+            assert_eq!((mend(), mend()), (vec![], vec![]));
+            fs::remove_file(bench.dir.join(name)).unwrap();
+            assert_eq!((mend(), mend()), (vec![Repair::Map], vec![]));
+        }
     });
 }

@@ -111,7 +111,10 @@ fn either_address_of_a_router_s_link_may_be_the_first() {
     neutron::install_rules(&tenant.netns, NeutronProxy::Enabled).unwrap();
     let port = &tenant.subnets[0];
     let device = &port.device;
-    for last in [format!("{}/64", port.link_local), format!("{METADATA_V6_ADDRESS}/128")] {
+    for last in [
+        format!("{}/64", port.link_local),
+        format!("{METADATA_V6_ADDRESS}/128"),
+    ] {
         // Whoever misses the address adds it again, so it may be there already.
         let again = format!("addr del {last} dev {device}\naddr replace {last} dev {device} nodad");
         tenant.netns.ip_batch(&again).unwrap();

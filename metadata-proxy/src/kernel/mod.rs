@@ -196,9 +196,10 @@ pub trait Kernel: Send + Sync + 'static {
     /// [`KernelError::Attach`] when the kernel cannot be asked.
     fn is_attached(&self, attachment: &Attachment) -> Result<bool, KernelError>;
 
-    /// Whether `steer` is still on the device, as far as that can be told from any thread: a link
-    /// that is detached makes no netlink event, a classic filter does, and counts as there.
-    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool;
+    /// Looks at the next share of all links, which are as many as `shares`, and tells of which
+    /// namespaces one is detached. A link that is detached makes no netlink event; a classic filter
+    /// does, and is not looked at.
+    fn lost_links(&self, shares: usize) -> Vec<NetnsCookie>;
 
     /// Puts back whatever all tenants share and somebody took away, and says what it was.
     ///

@@ -42,8 +42,8 @@ impl Kernel for PlainKernel {
         Ok(false)
     }
 
-    fn is_intact(&self, _: NetnsCookie, _: &Attachment) -> bool {
-        true
+    fn lost_links(&self, _: usize) -> Vec<NetnsCookie> {
+        Vec::new()
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {

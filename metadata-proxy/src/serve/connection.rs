@@ -79,7 +79,7 @@ pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<No
                 Ok((stream, peer)) => start(stream, peer, &service, &node),
                 // It does not listen any more: somebody has destroyed the socket (`ss --kill`).
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    service.lose_listener();
+                    service.lost_listener().cancel();
                     return;
                 }
                 Err(error) => pause_if_exhausted(&error, &node).await,

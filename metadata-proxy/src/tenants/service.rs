@@ -81,7 +81,7 @@ pub struct Service {
     /// Cancelled when the tenant is gone: its connections end at once.
     pub gone: CancellationToken,
     may_forward: AtomicBool,
-    has_lost_listener: AtomicBool,
+    lost_listener: CancellationToken,
     over: CancellationToken,
     /// What is accepted from; those who accept own it.
     listeners: Mutex<Vec<Weak<Acceptor>>>,
@@ -106,7 +106,7 @@ impl Service {
             farewells: Farewells::default(),
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
-            has_lost_listener: AtomicBool::new(false),
+            lost_listener: CancellationToken::new(),
             over: CancellationToken::new(),
             listeners: Mutex::default(),
         }
@@ -148,15 +148,10 @@ impl Service {
         self.may_forward.load(Ordering::Relaxed)
     }
 
-    /// Whether somebody has destroyed a listener of it.
+    /// To be cancelled when somebody has destroyed a listener of it.
     #[must_use]
-    pub fn has_lost_listener(&self) -> bool {
-        self.has_lost_listener.load(Ordering::Relaxed)
-    }
-
-    /// Notes that somebody has destroyed a listener of it.
-    pub fn lose_listener(&self) {
-        self.has_lost_listener.store(true, Ordering::Relaxed);
+    pub const fn lost_listener(&self) -> &CancellationToken {
+        &self.lost_listener
     }
 
     /// Notes whether requests may be forwarded.

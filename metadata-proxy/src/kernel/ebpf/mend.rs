@@ -1,7 +1,13 @@
 //! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup; and the
 //! pins of links.
 
-use std::{collections::HashSet, os::fd::AsFd as _, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use aya::{maps::MapData, programs::CgroupSockAddr};
 
@@ -16,11 +22,58 @@ pub(super) fn pinned(paths: [PathBuf; 2]) -> Result<[(PathBuf, MapData); 2], Ker
     Ok([(first, maps.0), (second, maps.1)])
 }
 
+/// How long ago a directory's last change must be before it is relied upon that another one would
+/// bear another time: far longer than a tick of the kernel's clock.
+const TICKS: Duration = Duration::from_secs(1);
+
+/// Which directory it is and when it was last changed: names came to it, went, or were replaced. As
+/// long as it is the same, what was found there is there still.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// That of a directory that has not been changed just now.
+    fn of(dir: &Path) -> io::Result<Option<Self>> {
+        let metadata = fs::metadata(dir)?;
+        let has_settled = SystemTime::now()
+            .duration_since(metadata.modified()?)
+            .is_ok_and(|since| since >= TICKS);
+        Ok(has_settled.then(|| Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        }))
+    }
+}
+
 impl EbpfKernel {
     pub(super) fn mend_shared(&self) -> Result<Vec<Repair>, KernelError> {
+        let mut repairs = self.mend_maps()?;
+        if self.are_hooks_off()? {
+            let cgroup = lock(&self.cgroup).clone();
+            if let Some(cgroup) = cgroup {
+                self.attach_cgroup_hooks(&cgroup)?;
+                repairs.push(Repair::Hook);
+            }
+        }
+        Ok(repairs)
+    }
+
+    /// Puts back the bpffs and the pins of the maps.
+    fn mend_maps(&self) -> Result<Vec<Repair>, KernelError> {
+        let dir = &self.options.bpffs_dir;
+        let stamp = Stamp::of(dir).ok().flatten();
+        let mut whole = lock(&self.maps_whole);
+        if stamp.is_some() && *whole == stamp {
+            return Ok(Vec::new());
+        }
         let mut repairs = Vec::new();
-        if !self.options.bpffs_dir.is_dir() || mounts::is_off_bpffs(&self.options.bpffs_dir) {
-            mounts::ensure_bpffs(&self.options.bpffs_dir)?;
+        if !dir.is_dir() || mounts::is_off_bpffs(dir) {
+            mounts::ensure_bpffs(dir)?;
             repairs.push(Repair::Bpffs);
         }
         for (path, map) in &self.pins {
@@ -32,18 +85,18 @@ impl EbpfKernel {
                 repairs.push(Repair::Map);
             }
         }
-        if self.are_hooks_off()? {
-            let cgroup = lock(&self.cgroup).clone();
-            if let Some(cgroup) = cgroup {
-                self.attach_cgroup_hooks(&cgroup)?;
-                repairs.push(Repair::Hook);
-            }
-        }
+        // What was put back has changed the directory.
+        *whole = stamp.filter(|_| repairs.is_empty());
         Ok(repairs)
     }
 
     pub(super) fn mend_link_pins(&self) -> Result<usize, KernelError> {
         let dir = &self.options.bpffs_dir;
+        let stamp = Stamp::of(dir).ok().flatten();
+        let mut whole = lock(&self.links_whole);
+        if stamp.is_some() && *whole == stamp {
+            return Ok(0);
+        }
         // One that is gone is put back by the other repair.
         let pinned = adopt::pinned_links(dir).unwrap_or_default();
         let links = lock(&self.links);
@@ -65,6 +118,8 @@ impl EbpfKernel {
             })?;
             mended += 1;
         }
+        // What was pinned or taken away has changed the directory.
+        *whole = stamp;
         Ok(mended)
     }
 

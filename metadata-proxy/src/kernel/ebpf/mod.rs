@@ -8,6 +8,7 @@ mod tenant_map;
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
+    ops::Bound,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -94,11 +95,17 @@ pub struct EbpfKernel {
     outcomes: PerCpuArray<MapData, u64>,
     /// The same maps once more, to be pinned again.
     pins: [(PathBuf, MapData); 2],
+    /// The directory of pins as it was when the maps' were all there.
+    maps_whole: Mutex<Option<mend::Stamp>>,
+    /// The same of the links'.
+    links_whole: Mutex<Option<mend::Stamp>>,
     /// `steer`'s number in the kernel.
     steer_id: u32,
     /// `steer`'s links, by namespace and index of the device. Held, so that a pin that somebody
     /// removes detaches nothing.
     links: Mutex<BTreeMap<(NetnsCookie, u32), OwnedFd>>,
+    /// Which of them was looked at last.
+    seen: Mutex<(NetnsCookie, u32)>,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
@@ -161,8 +168,11 @@ impl EbpfKernel {
             tenants,
             outcomes,
             pins,
+            maps_whole: Mutex::default(),
+            links_whole: Mutex::default(),
             steer_id,
             links: Mutex::default(),
+            seen: Mutex::new((NetnsCookie(0), 0)),
             cgroup: Mutex::default(),
             lookups: Mutex::default(),
         })
@@ -289,15 +299,23 @@ impl Kernel for EbpfKernel {
         }
     }
 
-    fn is_intact(&self, cookie: NetnsCookie, attachment: &Attachment) -> bool {
-        if attachment.attach_type == AttachType::Clsact {
-            return true;
-        }
+    fn lost_links(&self, shares: usize) -> Vec<NetnsCookie> {
         let links = lock(&self.links);
-        links
-            .get(&(cookie, attachment.device.index))
-            .and_then(adopt::state_of)
-            .is_some_and(|link| link.is_attached && link.program == self.steer_id)
+        let mut seen = lock(&self.seen);
+        let following = links.range((Bound::Excluded(*seen), Bound::Unbounded));
+        let turns = following
+            .chain(links.iter())
+            .take(links.len().div_ceil(shares));
+        let mut lost = Vec::new();
+        for (of, link) in turns {
+            *seen = *of;
+            let is_there = adopt::state_of(link)
+                .is_some_and(|link| link.is_attached && link.program == self.steer_id);
+            if !is_there {
+                lost.push(of.0);
+            }
+        }
+        lost
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {

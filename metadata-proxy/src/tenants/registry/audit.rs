@@ -1,19 +1,20 @@
 //! Makes sure, within a period, that every tenant is served: netlink does not tell everything.
 //!
-//! Each tenant is looked at once in a period, a share of them at a time, so that a node with a
-//! thousand is never busy with it; and once in a longer period its service is proved by a connection.
-//! Their entries in the map, which one look tells of all, are looked at when a period begins.
-//! What netlink tells is repaired at once and not looked for here.
+//! The links on each tenant's devices are looked at once in a period, a share of them at a time, so that
+//! a node with a thousand is never busy with it; and once in a longer period its service is proved by a
+//! connection. Their entries in the map, which one look tells of all, are looked at when a period
+//! begins. What netlink or a listener tells is repaired at once and not looked for here.
 
 use std::{
     collections::{HashMap, HashSet},
+    mem,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
 use tracing::{error, info, warn};
 
-use super::{Command, Entry, Registry, turns::Turns};
+use super::{Command, Registry, Served, turns::Turns};
 use crate::{
     config::AuditConfig,
     identity::Tenant,
@@ -27,6 +28,9 @@ use crate::{
 
 /// Into how many shares a period is divided.
 const SHARES: u32 = 8;
+/// Connections at a time, where a period has that many: each costs less than one alone, for which the
+/// processor's caches are cold. Few enough that nobody notices who waits for the thread meanwhile.
+const CONNECTS: usize = 32;
 
 /// When which part of the audit is due.
 pub(super) struct Audit {
@@ -34,12 +38,12 @@ pub(super) struct Audit {
     next: Instant,
     /// Steps of the period that are over.
     steps: u32,
-    /// Whose turn it is to be looked at.
-    looks: Turns,
     /// Whose turn it is to be connected to for the first time, since when they are served.
     new: Turns,
     /// Whose turn it is to be connected to again.
     connects: Turns,
+    /// How many of them steps have been saved up for.
+    saved: usize,
     /// What the map says, filled anew when a period begins.
     declared: HashMap<NetnsCookie, Tenant>,
     /// What all tenants share and could not be put back.
@@ -54,9 +58,9 @@ impl Audit {
             periods,
             next: Instant::now() + periods.interval / SHARES,
             steps: 0,
-            looks: Turns::default(),
             new: Turns::default(),
             connects: Turns::default(),
+            saved: 0,
             declared: HashMap::new(),
             fault: None,
             pins_fault: None,
@@ -65,7 +69,6 @@ impl Audit {
 
     /// Audits a tenant from now on, which is served since then.
     pub(super) fn queue(&mut self, served: Instant, netns: NetnsId) {
-        self.looks.queue(served, netns);
         self.new.queue(served, netns);
     }
 
@@ -97,54 +100,19 @@ impl Registry {
         }
         // Before single links are missed, which go with a directory or a mount.
         self.mend();
-        let undeclared = if self.audit.begins() {
-            self.mend_pins();
-            self.undeclared()
-        } else {
-            HashSet::new()
-        };
-        // A little early rather than late: the share after this one comes a step later. And one share
-        // fewer than there are steps, so that a busy step can be made up for.
-        let share = self.entries.len().div_ceil(SHARES as usize - 1);
-        let until = now.checked_sub(periods.interval.saturating_sub(step));
-        let served = |netns: NetnsId| self.entries.get(&netns)?.served.as_ref();
-        let is_current =
-            |netns, looked_at| served(netns).is_some_and(|it| it.looked_at == looked_at);
-        let mut due = until.map_or_else(Vec::new, |until| {
-            self.audit.looks.take(share, until, is_current)
-        });
-        due.extend(&undeclared);
-        due.sort_unstable();
-        due.dedup();
+        let mut unwhole = self.detached();
         let mut doubtful = Vec::new();
-        for netns in due {
-            let is_whole = !undeclared.contains(&netns) && self.is_whole(netns);
-            if !is_whole {
-                self.converge(netns).await;
-            }
-            let entry = self.entries.get_mut(&netns);
-            if let Some(served) = entry.and_then(|entry| entry.served.as_mut()) {
-                served.looked_at = now;
-                self.audit.looks.queue(now, netns);
-                if !is_whole || served.fault.is_some() {
-                    doubtful.push(netns);
-                }
-            }
+        if self.audit.begins() {
+            self.mend_pins();
+            let (missing, faulty) = self.wrong();
+            unwhole.extend(missing);
+            doubtful.extend(faulty);
         }
-        // Connections are dear: those whose turn it is go at an even pace.
-        let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
-        let steps = usize::try_from(steps).unwrap_or(usize::MAX).max(1);
-        let share = self.entries.len().div_ceil(steps);
-        let served = |netns: NetnsId| self.entries.get(&netns)?.served.as_ref();
-        let is_new = |netns, since| {
-            served(netns).is_some_and(|it| it.connected.is_none() && it.since == since)
-        };
-        let mut targets = self.audit.new.take(share, now, is_new);
-        if let Some(until) = now.checked_sub(periods.connect_interval.saturating_sub(step)) {
-            let most = share - targets.len();
-            let is_current = |netns, at| served(netns).is_some_and(|it| it.connected == Some(at));
-            targets.extend(self.audit.connects.take(most, until, is_current));
+        for netns in unwhole {
+            self.converge(netns).await;
+            doubtful.push(netns);
         }
+        let mut targets = self.turns_to_connect(now);
         targets.extend(doubtful);
         targets.sort_unstable();
         targets.dedup();
@@ -153,6 +121,35 @@ impl Registry {
             .filter_map(|netns| self.target(netns, now))
             .collect();
         self.prove(targets).await;
+    }
+
+    /// Whose service is to be proved by a connection now. Connections are dear: they go at an even
+    /// pace, and those who have been proved before some at a time.
+    fn turns_to_connect(&mut self, now: Instant) -> Vec<NetnsId> {
+        let periods = self.audit.periods;
+        let step = periods.interval / SHARES;
+        let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
+        let steps = usize::try_from(steps).unwrap_or(usize::MAX);
+        // In a period less, since they come that much early rather than late.
+        let steps = steps.saturating_sub(SHARES as usize).max(1);
+        let tenants = self.entries.len();
+        self.audit.saved += tenants.div_ceil(steps);
+        if self.audit.saved < CONNECTS.min(tenants * SHARES as usize / steps) {
+            return Vec::new();
+        }
+        let most = mem::take(&mut self.audit.saved);
+        let served = |netns: NetnsId| self.entries.get(&netns)?.served.as_ref();
+        let is_new = |netns, since| {
+            served(netns).is_some_and(|it| it.connected.is_none() && it.since == since)
+        };
+        let mut turns = self.audit.new.take(most, now, is_new);
+        let early = periods.connect_interval.saturating_sub(periods.interval);
+        if let Some(until) = now.checked_sub(early) {
+            let most = most - turns.len();
+            let is_current = |netns, at| served(netns).is_some_and(|it| it.connected == Some(at));
+            turns.extend(self.audit.connects.take(most, until, is_current));
+        }
+        turns
     }
 
     /// Puts back what all tenants share; each thing that cannot be is logged once.
@@ -199,9 +196,29 @@ impl Registry {
         }
     }
 
-    /// Tenants in service whose entry in the map is not there, or is another's: all of them if that
-    /// cannot be told. What somebody else wrote is theirs to take back.
-    fn undeclared(&mut self) -> HashSet<NetnsId> {
+    /// Tenants of which a device of the next share is not attached to any more.
+    fn detached(&self) -> HashSet<NetnsId> {
+        // One fewer than there are steps, so that a busy step can be made up for.
+        let lost = self.kernel.lost_links(SHARES as usize - 1);
+        if lost.is_empty() {
+            return HashSet::new();
+        }
+        let lost: HashSet<_> = lost.into_iter().collect();
+        let is_lost = |served: &Served| lost.contains(&served.place.cookie);
+        self.entries
+            .iter()
+            .filter(|(_, entry)| entry.served.as_ref().is_some_and(is_lost))
+            .map(|(netns, _)| *netns)
+            .collect()
+    }
+
+    /// Tenants in service for which something is missing, and those that the last audit found
+    /// something wrong with.
+    ///
+    /// What is missing is an attachment that was refused, or the entry in the map: it is not there, or
+    /// is another's, which counts for all tenants if the map cannot be read. What somebody else wrote
+    /// is theirs to take back.
+    fn wrong(&mut self) -> (Vec<NetnsId>, Vec<NetnsId>) {
         // Kept from period to period, so that no memory is asked for and given back each time.
         let found = &mut self.audit.declared;
         found.clear();
@@ -211,33 +228,20 @@ impl Registry {
         if told.is_err() {
             found.clear();
         }
-        let is_missing = |entry: &Entry| {
+        let (mut missing, mut faulty) = (Vec::new(), Vec::new());
+        for (netns, entry) in &self.entries {
             let (Some(served), Some(declaration)) = (&entry.served, entry.declaration()) else {
-                return false;
+                continue;
             };
-            declaration.provider != Provider::Map
-                && found.get(&served.place.cookie) != Some(&declaration.tenant)
-        };
-        self.entries
-            .iter()
-            .filter(|(_, entry)| is_missing(entry))
-            .map(|(netns, _)| *netns)
-            .collect()
-    }
-
-    /// Whether all is there that can be seen from outside a namespace, but for its entry in the map.
-    fn is_whole(&self, netns: NetnsId) -> bool {
-        let served = self.entries.get(&netns);
-        let Some(served) = served.and_then(|entry| entry.served.as_ref()) else {
-            return true;
-        };
-        let place = &served.place;
-        place.refused.is_empty()
-            && !served.service.has_lost_listener()
-            && place
-                .attachments
-                .values()
-                .all(|attachment| self.kernel.is_intact(place.cookie, attachment))
+            let is_declared = declaration.provider == Provider::Map
+                || found.get(&served.place.cookie) == Some(&declaration.tenant);
+            if !is_declared || !served.place.refused.is_empty() {
+                missing.push(*netns);
+            } else if served.fault.is_some() {
+                faulty.push(*netns);
+            }
+        }
+        (missing, faulty)
     }
 
     fn target(&mut self, netns: NetnsId, now: Instant) -> Option<(Target, Netns)> {

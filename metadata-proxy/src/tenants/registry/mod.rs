@@ -4,6 +4,7 @@
 //! A tenant that fails waits for its retry and holds up no other.
 
 mod audit;
+mod declarations;
 mod giving;
 mod handle;
 mod serving;
@@ -11,7 +12,7 @@ mod status;
 mod turns;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -24,8 +25,8 @@ use std::{
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
 use tracing::debug;
 
-use self::audit::Audit;
 pub use self::handle::{AddError, Command, Giving, HandOver, RegistryHandle};
+use self::{audit::Audit, declarations::Declarations};
 use super::{
     Backoff, Counters, Declaration, Fault, KeptListeners, Phase, Probes, Provider, Repairs,
     Service, Settings, Source,
@@ -124,7 +125,7 @@ pub struct RegistryParts {
 }
 
 struct Entry {
-    declarations: BTreeMap<Provider, Declaration>,
+    declarations: Declarations,
     life: Life,
     counters: Arc<Counters>,
     served: Option<Served>,
@@ -138,8 +139,6 @@ struct Served {
     watcher: JoinHandle<()>,
     /// When it was brought up.
     since: Instant,
-    /// When the audit last looked at it, or it was brought up.
-    looked_at: Instant,
     /// When the audit last connected to it.
     connected: Option<Instant>,
     /// When its service was last proved by a connection.
@@ -150,9 +149,7 @@ struct Served {
 
 impl Entry {
     fn declaration(&self) -> Option<&Declaration> {
-        self.declarations
-            .last_key_value()
-            .map(|(_, declaration)| declaration)
+        self.declarations.last()
     }
 }
 
@@ -288,13 +285,13 @@ impl Registry {
         let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
             let declarations = &entry.declarations;
             declarations
-                .values()
+                .iter()
                 .any(|declaration| declaration.tenant == tenant)
                 .then(|| {
                     (
                         *netns,
                         declarations
-                            .get(&Provider::Admin)
+                            .get(Provider::Admin)
                             .is_some_and(|d| d.tenant == tenant),
                     )
                 })
@@ -312,7 +309,7 @@ impl Registry {
             .entries
             .iter()
             .filter(|(netns, entry)| {
-                let by_hand = entry.declarations.get(&Provider::Admin);
+                let by_hand = entry.declarations.get(Provider::Admin);
                 by_hand.is_some_and(|declaration| match &declaration.source {
                     Source::Path(path) if only.is_none_or(|only| only == path) => {
                         !NetnsId::of_path(path).is_ok_and(|now| now == **netns)
@@ -376,16 +373,14 @@ impl Registry {
                 life.suspended();
             }
             Entry {
-                declarations: BTreeMap::new(),
+                declarations: Declarations::default(),
                 life,
                 counters: Arc::default(),
                 served: None,
             }
         });
         let before = entry.declaration().map(|declaration| declaration.tenant);
-        entry
-            .declarations
-            .insert(declaration.provider, declaration.clone());
+        entry.declarations.insert(declaration.clone());
         if declaration.provider == Provider::Register && *entry.life.phase() == Phase::Suspended {
             entry.life.renewed();
         }

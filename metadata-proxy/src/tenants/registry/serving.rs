@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
@@ -27,7 +28,7 @@ impl Registry {
         let Some(entry) = self.entries.get_mut(&netns) else {
             return;
         };
-        let Some(withdrawn) = entry.declarations.remove(&provider) else {
+        let Some(withdrawn) = entry.declarations.remove(provider) else {
             return;
         };
         info!(tenant = %withdrawn.tenant, namespace = withdrawn.name, provider = provider.label(),
@@ -178,6 +179,7 @@ impl Registry {
         let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
         let are_many = service.farewells.are_many().clone();
+        let lost_listener = service.lost_listener().clone();
         let watcher = tokio::spawn(async move {
             let changed = || {
                 // A registry that has not room for one more command is about to obey others.
@@ -185,13 +187,16 @@ impl Registry {
                     missed.store(true, Ordering::Relaxed);
                 }
             };
-            let recycling = async {
-                are_many.cancelled().await;
+            let called = |of: CancellationToken| async move {
+                of.cancelled().await;
                 changed();
             };
-            if let (Err(error), ()) = tokio::join!(events.watch(changed), recycling) {
-                error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
-            }
+            let watched = async {
+                if let Err(error) = events.watch(changed).await {
+                    error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
+                }
+            };
+            tokio::join!(watched, called(are_many), called(lost_listener));
         });
         for (device, reason) in &place.refused {
             warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
@@ -204,7 +209,6 @@ impl Registry {
             handle,
             watcher,
             since: now,
-            looked_at: now,
             connected: None,
             proved: None,
             fault: None,
@@ -260,7 +264,7 @@ impl Registry {
         }
         let is_deaf = |entry: &super::Entry| {
             let served = entry.served.as_ref();
-            served.is_some_and(|served| served.service.has_lost_listener())
+            served.is_some_and(|served| served.service.lost_listener().is_cancelled())
         };
         if self.entries.get(&netns).is_some_and(is_deaf) {
             return self.listen_anew(netns).await;
