@@ -199,6 +199,12 @@ impl Refused {
             Self::Unknown(_) => "unknown",
         }
     }
+
+    /// Whether it is for what the map of tenants says, which may not be what we wrote.
+    #[must_use]
+    pub const fn is_of_the_map(&self) -> bool {
+        matches!(self, Self::NoTenant(_) | Self::OtherTenant { .. })
+    }
 }
 
 impl Identity {

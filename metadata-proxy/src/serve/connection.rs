@@ -79,7 +79,7 @@ pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<No
                 Ok((stream, peer)) => start(stream, peer, &service, &node),
                 // It does not listen any more: somebody has destroyed the socket (`ss --kill`).
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    service.lost_listener().cancel();
+                    service.lose_listener();
                     return;
                 }
                 Err(error) => pause_if_exhausted(&error, &node).await,
@@ -174,6 +174,9 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
             service.counters.refused.fetch_add(1, Ordering::Relaxed);
             node.metrics.refused(refused.label());
             warn!(tenant = %service.tenant, %peer, %refused, "connection refused");
+            if refused.is_of_the_map() {
+                service.call();
+            }
         }
     }
 }

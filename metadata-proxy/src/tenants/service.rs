@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Farewells;
@@ -81,7 +82,8 @@ pub struct Service {
     /// Cancelled when the tenant is gone: its connections end at once.
     pub gone: CancellationToken,
     may_forward: AtomicBool,
-    lost_listener: CancellationToken,
+    has_lost_listener: AtomicBool,
+    calls: Arc<Notify>,
     over: CancellationToken,
     /// What is accepted from; those who accept own it.
     listeners: Mutex<Vec<Weak<Acceptor>>>,
@@ -106,7 +108,8 @@ impl Service {
             farewells: Farewells::default(),
             gone: CancellationToken::new(),
             may_forward: AtomicBool::new(false),
-            lost_listener: CancellationToken::new(),
+            has_lost_listener: AtomicBool::new(false),
+            calls: Arc::default(),
             over: CancellationToken::new(),
             listeners: Mutex::default(),
         }
@@ -148,10 +151,27 @@ impl Service {
         self.may_forward.load(Ordering::Relaxed)
     }
 
-    /// To be cancelled when somebody has destroyed a listener of it.
+    /// Calls for whoever keeps the tenant right: what of it is in the kernel is not as it should be.
+    pub fn call(&self) {
+        self.calls.notify_one();
+    }
+
+    /// Where such calls are heard, which does not hold the service.
     #[must_use]
-    pub const fn lost_listener(&self) -> &CancellationToken {
-        &self.lost_listener
+    pub fn calls(&self) -> Arc<Notify> {
+        Arc::clone(&self.calls)
+    }
+
+    /// Whether somebody has destroyed a listener of it.
+    #[must_use]
+    pub fn has_lost_listener(&self) -> bool {
+        self.has_lost_listener.load(Ordering::Relaxed)
+    }
+
+    /// Notes that somebody has destroyed a listener of it.
+    pub fn lose_listener(&self) {
+        self.has_lost_listener.store(true, Ordering::Relaxed);
+        self.call();
     }
 
     /// Notes whether requests may be forwarded.

@@ -1,8 +1,8 @@
 //! What no event tells is found by the audit, and told in `status`.
 
 use metadata_proxy_tests::{
-    Kind,
-    stage::{SOON, Stage, assert_served_twice},
+    Kind, TenantFixture,
+    stage::{SOON, Stage, assert_not_served, assert_served_twice},
     tenant_map, wait_for, wait_until,
 };
 
@@ -86,4 +86,31 @@ fn a_deleted_entry_is_written_again_and_counted_once() {
         1,
         "{log}"
     );
+}
+
+/// Long before the audit would find it.
+#[test]
+fn an_entry_by_which_a_guest_is_refused_is_put_right_for_its_next_request() {
+    let stage = Stage::with(|agent| {
+        agent
+            .set("audit.interval", "\"1h\"")
+            .set("discovery.scan_interval", "\"1h\"")
+    });
+    let (tenant, other) = (stage.tenant(Kind::Router), stage.tenant(Kind::Network));
+    let before = tenant_map::read(&stage.node).unwrap();
+    let cookie = |of: &TenantFixture| tenant_map::cookie(&of.netns).unwrap();
+    let of_other = before[&cookie(&other)];
+    let wrongs: [&dyn Fn(); 2] = [
+        &|| tenant_map::delete(&stage.node, cookie(&tenant)).unwrap(),
+        &|| tenant_map::write(&stage.node, cookie(&tenant), of_other).unwrap(),
+    ];
+    for wrong in wrongs {
+        wrong();
+        assert_not_served(tenant.guest());
+        wait_until("the entry", SOON, || {
+            tenant_map::read(&stage.node).unwrap() == before
+        })
+        .unwrap();
+        assert_served_twice(&tenant);
+    }
 }

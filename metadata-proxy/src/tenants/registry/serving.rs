@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
@@ -22,6 +21,9 @@ use crate::{
 
 /// How long the workers may take to close what a tenant had open.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+
+/// A service that calls again and again is looked at this often: its guests may make it call.
+const CALLS_APART: Duration = Duration::from_secs(1);
 
 impl Registry {
     pub(super) async fn withdraw(&mut self, netns: NetnsId, provider: Provider) {
@@ -179,7 +181,7 @@ impl Registry {
         let missed = Arc::clone(&self.missed);
         let netns = declaration.netns;
         let are_many = service.farewells.are_many().clone();
-        let lost_listener = service.lost_listener().clone();
+        let calls = service.calls();
         let watcher = tokio::spawn(async move {
             let changed = || {
                 // A registry that has not room for one more command is about to obey others.
@@ -187,16 +189,23 @@ impl Registry {
                     missed.store(true, Ordering::Relaxed);
                 }
             };
-            let called = |of: CancellationToken| async move {
-                of.cancelled().await;
+            let many = async {
+                are_many.cancelled().await;
                 changed();
+            };
+            let called = async {
+                loop {
+                    calls.notified().await;
+                    changed();
+                    sleep(CALLS_APART).await;
+                }
             };
             let watched = async {
                 if let Err(error) = events.watch(changed).await {
                     error!(%error, "cannot watch a tenant namespace; changes wait for the audit");
                 }
             };
-            tokio::join!(watched, called(are_many), called(lost_listener));
+            tokio::join!(watched, many, called);
         });
         for (device, reason) in &place.refused {
             warn!(tenant = %declaration.tenant, device = device.name, reason, "device not attached");
@@ -264,7 +273,7 @@ impl Registry {
         }
         let is_deaf = |entry: &super::Entry| {
             let served = entry.served.as_ref();
-            served.is_some_and(|served| served.service.lost_listener().is_cancelled())
+            served.is_some_and(|served| served.service.has_lost_listener())
         };
         if self.entries.get(&netns).is_some_and(is_deaf) {
             return self.listen_anew(netns).await;
