@@ -218,10 +218,13 @@ pub(crate) fn is_left_of_redirected(ctx: &TcContext, tuple: &Tuple) -> bool {
 /// The address of its link that a device has from its MAC (RFC 4291, appendix A), which begins each
 /// frame to it.
 const fn link_local_of(mac: [u8; 6]) -> [u32; 4] {
-    let [a, b, c, d, e, f] = mac;
-    words([
-        0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f,
-    ])
+    let m = mac;
+    [
+        u32::from_ne_bytes([0xfe, 0x80, 0, 0]),
+        0,
+        u32::from_ne_bytes([m[0] ^ 2, m[1], m[2], 0xff]),
+        u32::from_ne_bytes([0xfe, m[3], m[4], m[5]]),
+    ]
 }
 
 /// The address this namespace speaks to a guest from, in network order.
