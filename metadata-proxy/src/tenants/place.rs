@@ -11,6 +11,7 @@ use std::{
     os::fd::AsFd as _,
 };
 
+use litemap::LiteMap;
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6, TenantKind};
 use tracing::{debug, warn};
 
@@ -84,7 +85,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> PlaceError {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) cookie: NetnsCookie,
-    pub(super) attachments: BTreeMap<u32, Attachment>,
+    pub(super) attachments: LiteMap<u32, Attachment>,
     /// Devices that could not be attached to, with the reason.
     pub(super) refused: BTreeMap<Device, String>,
     metadata_v6: BTreeSet<u32>,
@@ -127,7 +128,7 @@ pub(super) fn open(
     let events = EventSocket::open().map_err(system("cannot subscribe to netlink events"))?;
     let mut place = Place {
         cookie,
-        attachments: BTreeMap::new(),
+        attachments: LiteMap::with_capacity(1),
         refused: BTreeMap::new(),
         metadata_v6: BTreeSet::new(),
         has_route: false,
@@ -501,7 +502,7 @@ impl Place {
     pub(super) const fn empty() -> Self {
         Self {
             cookie: NetnsCookie(0),
-            attachments: BTreeMap::new(),
+            attachments: LiteMap::new(),
             refused: BTreeMap::new(),
             metadata_v6: BTreeSet::new(),
             has_route: false,

@@ -64,7 +64,7 @@ fn handed(netns: NetnsId, entry: &Entry) -> io::Result<Option<Handed>> {
         None => (NetnsCookie(0), Vec::new()),
     };
     let made = |it: &&Declaration| matches!(it.provider, Provider::Admin | Provider::Register);
-    let declarations = entry.declarations.iter().filter(made);
+    let declarations = entry.declarations.values().filter(made);
     let handed = Handed {
         tenant: declaration.tenant,
         cookie,

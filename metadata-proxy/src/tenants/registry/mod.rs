@@ -4,7 +4,6 @@
 //! A tenant that fails waits for its retry and holds up no other.
 
 mod audit;
-mod declarations;
 mod giving;
 mod handle;
 mod serving;
@@ -22,11 +21,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use litemap::LiteMap;
 use tokio::{sync::mpsc, task::JoinHandle, time::sleep_until};
 use tracing::debug;
 
+use self::audit::Audit;
 pub use self::handle::{AddError, Command, Giving, HandOver, RegistryHandle};
-use self::{audit::Audit, declarations::Declarations};
 use super::{
     Backoff, Counters, Declaration, Fault, KeptListeners, Phase, Probes, Provider, Repairs,
     Service, Settings, Source,
@@ -125,7 +125,8 @@ pub struct RegistryParts {
 }
 
 struct Entry {
-    declarations: Declarations,
+    /// Nearly always one, for which a tree would be twenty times as large.
+    declarations: LiteMap<Provider, Declaration>,
     life: Life,
     counters: Arc<Counters>,
     served: Option<Served>,
@@ -149,7 +150,7 @@ struct Served {
 
 impl Entry {
     fn declaration(&self) -> Option<&Declaration> {
-        self.declarations.last()
+        self.declarations.last().map(|(_, declaration)| declaration)
     }
 }
 
@@ -285,13 +286,13 @@ impl Registry {
         let (netns, by_hand) = self.entries.iter().find_map(|(netns, entry)| {
             let declarations = &entry.declarations;
             declarations
-                .iter()
+                .values()
                 .any(|declaration| declaration.tenant == tenant)
                 .then(|| {
                     (
                         *netns,
                         declarations
-                            .get(Provider::Admin)
+                            .get(&Provider::Admin)
                             .is_some_and(|d| d.tenant == tenant),
                     )
                 })
@@ -309,7 +310,7 @@ impl Registry {
             .entries
             .iter()
             .filter(|(netns, entry)| {
-                let by_hand = entry.declarations.get(Provider::Admin);
+                let by_hand = entry.declarations.get(&Provider::Admin);
                 by_hand.is_some_and(|declaration| match &declaration.source {
                     Source::Path(path) if only.is_none_or(|only| only == path) => {
                         !NetnsId::of_path(path).is_ok_and(|now| now == **netns)
@@ -373,14 +374,16 @@ impl Registry {
                 life.suspended();
             }
             Entry {
-                declarations: Declarations::default(),
+                declarations: LiteMap::with_capacity(1),
                 life,
                 counters: Arc::default(),
                 served: None,
             }
         });
         let before = entry.declaration().map(|declaration| declaration.tenant);
-        entry.declarations.insert(declaration.clone());
+        entry
+            .declarations
+            .insert(declaration.provider, declaration.clone());
         if declaration.provider == Provider::Register && *entry.life.phase() == Phase::Suspended {
             entry.life.renewed();
         }

@@ -30,7 +30,7 @@ impl Registry {
         let Some(entry) = self.entries.get_mut(&netns) else {
             return;
         };
-        let Some(withdrawn) = entry.declarations.remove(provider) else {
+        let Some(withdrawn) = entry.declarations.remove(&provider) else {
             return;
         };
         info!(tenant = %withdrawn.tenant, namespace = withdrawn.name, provider = provider.label(),
