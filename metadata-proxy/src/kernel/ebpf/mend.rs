@@ -6,6 +6,7 @@ use std::{
     fs, io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
+    sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
@@ -52,8 +53,17 @@ impl Stamp {
 
 impl EbpfKernel {
     pub(super) fn mend_shared(&self) -> Result<Vec<Repair>, KernelError> {
-        let mut repairs = self.mend_maps()?;
-        if self.are_hooks_off()? {
+        let pins = self.mend_maps()?;
+        let hooks = match pins {
+            // Then none has lost its pin, and one that was detached may wait for its turn.
+            None => {
+                let turn = self.hook_turn.fetch_add(1, Ordering::Relaxed);
+                &CGROUP_HOOKS[turn % CGROUP_HOOKS.len()..][..1]
+            }
+            Some(_) => &CGROUP_HOOKS[..],
+        };
+        let mut repairs = pins.unwrap_or_default();
+        if self.are_hooks_off(hooks)? {
             let cgroup = lock(&self.cgroup).clone();
             if let Some(cgroup) = cgroup {
                 self.attach_cgroup_hooks(&cgroup)?;
@@ -63,13 +73,13 @@ impl EbpfKernel {
         Ok(repairs)
     }
 
-    /// Puts back the bpffs and the pins of the maps.
-    fn mend_maps(&self) -> Result<Vec<Repair>, KernelError> {
+    /// Puts back the bpffs and the pins of the maps; `None` if their directory is as it was.
+    fn mend_maps(&self) -> Result<Option<Vec<Repair>>, KernelError> {
         let dir = &self.options.bpffs_dir;
         let stamp = Stamp::of(dir).ok().flatten();
         let mut whole = lock(&self.maps_whole);
         if stamp.is_some() && *whole == stamp {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let mut repairs = Vec::new();
         if !dir.is_dir() || mounts::is_off_bpffs(dir) {
@@ -87,7 +97,7 @@ impl EbpfKernel {
         }
         // What was put back has changed the directory.
         *whole = stamp.filter(|_| repairs.is_empty());
-        Ok(repairs)
+        Ok(Some(repairs))
     }
 
     pub(super) fn mend_link_pins(&self) -> Result<usize, KernelError> {
@@ -123,14 +133,14 @@ impl EbpfKernel {
         Ok(mended)
     }
 
-    /// Whether one of the hooks is attached no more. Then all are attached anew: an address is only
+    /// Whether one of these hooks is attached no more. Then all are attached anew: an address is only
     /// rewritten while it can be restored.
-    fn are_hooks_off(&self) -> Result<bool, KernelError> {
+    fn are_hooks_off(&self, hooks: &[&str]) -> Result<bool, KernelError> {
         if lock(&self.cgroup).is_none() {
             return Ok(false);
         }
         let mut programs = lock(&self.programs);
-        for name in CGROUP_HOOKS {
+        for name in hooks {
             let hook: &mut CgroupSockAddr = program(&mut programs, name)?;
             let ours = hook.info().map(|info| info.id()).ok();
             let is_on = adopt::link_at(&self.cgroup_pin(name))

@@ -11,7 +11,7 @@ use std::{
     ops::Bound,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 
 use aya::{
@@ -106,6 +106,8 @@ pub struct EbpfKernel {
     links: Mutex<BTreeMap<(NetnsCookie, u32), OwnedFd>>,
     /// Which of them was looked at last.
     seen: Mutex<(NetnsCookie, u32)>,
+    /// Which of the hooks is looked at next.
+    hook_turn: AtomicUsize,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
     /// One instance of the lookup program for each namespace of the fallback engine.
@@ -173,6 +175,7 @@ impl EbpfKernel {
             steer_id,
             links: Mutex::default(),
             seen: Mutex::new((NetnsCookie(0), 0)),
+            hook_turn: AtomicUsize::default(),
             cgroup: Mutex::default(),
             lookups: Mutex::default(),
         })
