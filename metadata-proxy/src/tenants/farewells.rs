@@ -7,8 +7,8 @@
 //! used. Guests that connect again and again would fill the namespace's table with it
 //! (`net.ipv4.tcp_max_tw_buckets`), beyond which the kernel forgets connections whose farewell is not
 //! over. So a tenant with many gets listeners on the metadata addresses themselves, which hear only
-//! devices that are steered: by these the kernel takes what is left of a connection out of the way when its port is used again, and no port
-//! has more than one such socket.
+//! devices that are steered: by these the kernel takes what is left of a connection out of the way when
+//! its port is used again, and no port has more than one such socket.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, Ordering},

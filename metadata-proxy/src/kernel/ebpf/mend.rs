@@ -1,9 +1,10 @@
 //! Puts back what all tenants share: the bpffs, the pins of the maps, the hooks on the cgroup; and the
-//! pins of links.
+//! pins of links. Finds links that are attached no more.
 
 use std::{
     collections::HashSet,
     fs, io,
+    ops::Bound,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
     sync::atomic::Ordering,
@@ -13,7 +14,7 @@ use std::{
 use aya::{maps::MapData, programs::CgroupSockAddr};
 
 use super::{CGROUP_HOOKS, EbpfKernel, chain, lock, program};
-use crate::kernel::{KernelError, Repair, adopt, commands, mounts};
+use crate::kernel::{KernelError, NetnsCookie, Repair, adopt, commands, mounts};
 
 /// Opens the maps that were just pinned, so that they can be pinned again.
 pub(super) fn pinned(paths: [PathBuf; 2]) -> Result<[(PathBuf, MapData); 2], KernelError> {
@@ -98,6 +99,25 @@ impl EbpfKernel {
         // What was put back has changed the directory.
         *whole = stamp.filter(|_| repairs.is_empty());
         Ok(Some(repairs))
+    }
+
+    pub(super) fn find_lost_links(&self, shares: usize) -> Vec<NetnsCookie> {
+        let links = lock(&self.links);
+        let mut seen = lock(&self.seen);
+        let following = links.range((Bound::Excluded(*seen), Bound::Unbounded));
+        let turns = following
+            .chain(links.iter())
+            .take(links.len().div_ceil(shares));
+        let mut lost = Vec::new();
+        for (of, link) in turns {
+            *seen = *of;
+            let is_there = adopt::state_of(link)
+                .is_some_and(|link| link.is_attached && link.program == self.steer_id);
+            if !is_there {
+                lost.push(of.0);
+            }
+        }
+        lost
     }
 
     pub(super) fn mend_link_pins(&self) -> Result<usize, KernelError> {

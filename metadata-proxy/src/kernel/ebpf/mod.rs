@@ -8,7 +8,6 @@ mod tenant_map;
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
-    ops::Bound,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
@@ -303,22 +302,7 @@ impl Kernel for EbpfKernel {
     }
 
     fn lost_links(&self, shares: usize) -> Vec<NetnsCookie> {
-        let links = lock(&self.links);
-        let mut seen = lock(&self.seen);
-        let following = links.range((Bound::Excluded(*seen), Bound::Unbounded));
-        let turns = following
-            .chain(links.iter())
-            .take(links.len().div_ceil(shares));
-        let mut lost = Vec::new();
-        for (of, link) in turns {
-            *seen = *of;
-            let is_there = adopt::state_of(link)
-                .is_some_and(|link| link.is_attached && link.program == self.steer_id);
-            if !is_there {
-                lost.push(of.0);
-            }
-        }
-        lost
+        self.find_lost_links(shares)
     }
 
     fn mend(&self) -> Result<Vec<Repair>, KernelError> {

@@ -3,7 +3,8 @@
 //! The links on each tenant's devices are looked at once in a period, a share of them at a time, so that
 //! a node with a thousand is never busy with it; and once in a longer period its service is proved by a
 //! connection. Their entries in the map, which one look tells of all, are looked at when a period
-//! begins. What netlink or a listener tells is repaired at once and not looked for here.
+//! begins. What netlink tells, or a worker that has lost its listener or refuses a guest for what the map
+//! says, is repaired at once and not looked for here.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -89,7 +90,7 @@ impl Audit {
 }
 
 impl Registry {
-    /// Audits the next share of the tenants, those first that wait longest.
+    /// Audits what is due with this step.
     pub(super) async fn audit(&mut self) {
         let now = Instant::now();
         let periods = self.audit.periods;
@@ -130,11 +131,12 @@ impl Registry {
         let step = periods.interval / SHARES;
         let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
-        // In a period less, since they come that much early rather than late.
-        let steps = steps.saturating_sub(SHARES as usize).max(1);
+        // So many are saved up for; a turn comes that much early rather than late.
+        let saving = (steps / 2).min(SHARES as usize);
+        let steps = (steps - saving).max(1);
         let tenants = self.entries.len();
         self.audit.saved += tenants.div_ceil(steps);
-        if self.audit.saved < CONNECTS.min(tenants * SHARES as usize / steps) {
+        if self.audit.saved < CONNECTS.min(tenants * saving / steps) {
             return Vec::new();
         }
         let most = mem::take(&mut self.audit.saved);
@@ -143,8 +145,9 @@ impl Registry {
             served(netns).is_some_and(|it| it.connected.is_none() && it.since == since)
         };
         let mut turns = self.audit.new.take(most, now, is_new);
-        let early = periods.connect_interval.saturating_sub(periods.interval);
-        if let Some(until) = now.checked_sub(early) {
+        let early = step * u32::try_from(saving).unwrap_or(SHARES);
+        let patience = periods.connect_interval.saturating_sub(early);
+        if let Some(until) = now.checked_sub(patience) {
             let most = most - turns.len();
             let is_current = |netns, at| served(netns).is_some_and(|it| it.connected == Some(at));
             turns.extend(self.audit.connects.take(most, until, is_current));
