@@ -300,7 +300,7 @@ fn nightly_toolchains() -> Vec<PathBuf> {
 }
 
 /// Major version of a compiler's LLVM, from the line `LLVM version: 22.1.8` of `rustc -vV`.
-fn llvm_of_compiler(rustc: &Path) -> Option<u32> {
+pub(crate) fn llvm_of_compiler(rustc: &Path) -> Option<u32> {
     let output = Command::new(rustc)
         .arg("-vV")
         .stderr(Stdio::null())

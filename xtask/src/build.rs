@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    pgo,
     setup::{self, Purpose},
     step::{self, seconds},
     workspace,
@@ -75,7 +76,12 @@ pub(crate) fn run(args: BuildArgs) -> Result<()> {
 pub(crate) fn beside_agent(program: &str) -> Result<(PathBuf, Command)> {
     setup::ensure(Purpose::Test)?;
     let agent = build(BuildArgs::default())?.agent;
-    step::run(workspace::cargo("build").args(["--package", program, "--release"]))?;
+    step::run(
+        workspace::cargo("build")
+            .args(["--package", program, "--release"])
+            // What both are made of is built once.
+            .args(pgo::cargo_arguments()),
+    )?;
     let program = workspace::target_dir().join("release").join(program);
     Ok((agent, Command::new(program)))
 }
@@ -90,12 +96,19 @@ pub(crate) fn build(args: BuildArgs) -> Result<Built> {
         step::run(workspace::cargo("build").args(package).arg("--bins"))?;
         target.join("debug")
     } else {
+        let optimised = pgo::cargo_arguments();
         let agent = ["--release", "--bin", "metadata-proxy"];
-        step::run(workspace::cargo("build").args(package).args(agent))?;
+        step::run(
+            workspace::cargo("build")
+                .args(package)
+                .args(agent)
+                .args(&optimised),
+        )?;
         let stand_in = ["--release", "--bin", STAND_IN, "--"];
         step::run(
             workspace::cargo("rustc")
                 .args(package)
+                .args(&optimised)
                 .args(stand_in)
                 .args(STAND_IN_FLAGS),
         )?;
@@ -103,10 +116,11 @@ pub(crate) fn build(args: BuildArgs) -> Result<Built> {
     };
     let stand_in = target.join("standin").join(STAND_IN);
     replace(&directory.join(STAND_IN), &stand_in)?;
-    Ok(Built {
-        agent: directory.join("metadata-proxy"),
-        stand_in,
-    })
+    let agent = directory.join("metadata-proxy");
+    if !args.debug {
+        pgo::warn_if_stale(&agent);
+    }
+    Ok(Built { agent, stand_in })
 }
 
 /// Replaces the file, since a running program cannot be written to.

@@ -18,6 +18,7 @@ const STEPS: &[&str] = &[
     "lint",
     "test",
     "fuzz --seconds 3",
+    "pgo --check",
     "drill --short",
     "vm-test",
     "vm-test --kernel 6.12 --variant all",

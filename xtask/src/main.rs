@@ -8,6 +8,7 @@ mod demo;
 mod drill;
 mod fuzz;
 mod lint;
+mod pgo;
 mod run;
 mod sbom;
 mod setup;
@@ -46,6 +47,8 @@ enum Xtask {
     VmTest(vm::VmTestArgs),
     /// Writes what the agent is made of, for those who have to know
     Sbom,
+    /// Makes the profile that the agent is optimised by
+    Pgo(pgo::PgoArgs),
     /// Runs all that CI runs
     Ci,
     /// Boots real guests that get their metadata from the agent
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Xtask::VmTest(args) => vm::run(&args),
         Xtask::VmGuest(args) => vm::run_guest(&args),
         Xtask::Sbom => sbom::run(),
+        Xtask::Pgo(args) => pgo::run(&args),
         Xtask::Ci => ci::run(),
     };
     match result {

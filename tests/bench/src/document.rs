@@ -187,7 +187,7 @@ fn draw(folder: &Path, row: Row, lines: &[&Line]) -> Result<Vec<(&'static str, &
             plots::pairs(&folder.join("latency.svg"), "Latency, p99", "µs", &tails)?;
             ("latency.svg", "Latency, p99")
         }
-        Row::CrossCheck | Row::Limit | Row::Kernel | Row::Idle | Row::Profile => {
+        Row::CrossCheck | Row::Limit | Row::Kernel | Row::Idle | Row::Profile | Row::Training => {
             return Ok(Vec::new());
         }
     };

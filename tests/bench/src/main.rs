@@ -58,7 +58,8 @@ pub(crate) struct Arguments {
 impl Arguments {
     /// Whether a row is to be measured.
     fn wants(&self, row: Row) -> bool {
-        (self.only.is_empty() && row != Row::Profile) || self.only.contains(&row)
+        let is_measured = !matches!(row, Row::Profile | Row::Training);
+        (self.only.is_empty() && is_measured) || self.only.contains(&row)
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use metadata_proxy_tests::{Agent, Haproxy, Node, TenantFixture, agent::quoted};
+use metadata_proxy_tests::{
+    Agent, Haproxy, Node, TenantFixture,
+    agent::{Builder, quoted},
+};
 
 use crate::{
     sink::{Journal, Syslog},
@@ -46,20 +49,33 @@ pub(crate) struct Ours {
 impl Ours {
     /// Starts it, and does not wait.
     pub(crate) fn start(lab: &Lab<'_>, node: &Node, via: Via) -> Result<Self> {
+        let upstream = &lab.upstream;
+        Self::start_with(lab, node, |builder| match via {
+            Via::AgentSocket => builder.upstream_agent(upstream.socket()),
+            Via::PooledUnix => {
+                builder.upstream_http(&format!("unix:{}", upstream.http_socket().display()))
+            }
+            Via::PooledTcp => builder.upstream_http(&upstream.address().to_string()),
+        })
+    }
+
+    /// Starts one that answers by itself from this file of instances, and does not wait.
+    pub(crate) fn start_embedded(lab: &Lab<'_>, node: &Node, instances: &Path) -> Result<Self> {
+        Self::start_with(lab, node, |builder| builder.upstream_embedded(instances))
+    }
+
+    fn start_with(
+        lab: &Lab<'_>,
+        node: &Node,
+        upstream: impl FnOnce(Builder) -> Builder,
+    ) -> Result<Self> {
         let (journal, stream) = Journal::start()?;
         let builder = Agent::builder(node)
             .binary(&lab.arguments.agent)
             .set("log.level", quoted("info"))
             .log_to(stream);
-        let builder = match via {
-            Via::AgentSocket => builder.upstream_agent(lab.upstream.socket()),
-            Via::PooledUnix => {
-                builder.upstream_http(&format!("unix:{}", lab.upstream.http_socket().display()))
-            }
-            Via::PooledTcp => builder.upstream_http(&lab.upstream.address().to_string()),
-        };
         Ok(Self {
-            agent: builder.start_unready()?,
+            agent: upstream(builder).start_unready()?,
             journal,
         })
     }

@@ -6,6 +6,9 @@
 mod bpf;
 mod cargo_tools;
 mod debian;
+mod profdata;
+
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -26,6 +29,8 @@ pub(crate) enum Purpose {
     Lint,
     /// The list of what the agent is made of; the tool takes minutes to build
     Sbom,
+    /// The profile that the agent is optimised by
+    Pgo,
 }
 
 /// Installs what is missing, or says what to run.
@@ -78,6 +83,12 @@ pub(crate) fn ensure(purpose: Purpose) -> Result<()> {
     fail_if_needed(&items)
 }
 
+/// Makes sure that profiles can be merged; the program that does it.
+pub(crate) fn profile_merger() -> Result<PathBuf> {
+    ensure(Purpose::Pgo)?;
+    profdata::path()
+}
+
 fn fail_if_needed(items: &[Item]) -> Result<()> {
     let needed: Vec<_> = items
         .iter()
@@ -123,6 +134,12 @@ fn set_up(purposes: &[Purpose]) -> Result<Vec<Item>> {
     }
     if purposes.contains(&Purpose::Sbom) {
         items.push(cargo_tool(&cargo_tools::CYCLONEDX)?);
+    }
+    if purposes.contains(&Purpose::Pgo) {
+        items.push(Item {
+            name: "llvm-profdata",
+            found: profdata::ensure(&mut packages)?,
+        });
     }
     Ok(items)
 }

@@ -265,7 +265,7 @@ fn cross_check(
             for (side, rate) in sides.iter().zip(&mut seen) {
                 let title = format!("wrk: {}, {:?}", mode_word(mode), side.who);
                 lab.progress.step(&title, plan.window.as_secs());
-                let asked = wrk::rate(&side.tenants[0], mode, CONNECTIONS, plan.window);
+                let asked = wrk::rate(&side.tenants[0], "/", mode, CONNECTIONS, plan.window);
                 rate.push(asked.with_context(|| title)?);
             }
         }

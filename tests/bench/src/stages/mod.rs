@@ -4,6 +4,7 @@ mod busy;
 mod crowded;
 mod kernel;
 mod profile;
+mod training;
 mod wrk;
 
 use anyhow::Result;
@@ -26,6 +27,7 @@ pub(crate) enum Row {
     Idle,
     Scale,
     Profile,
+    Training,
 }
 
 impl Row {
@@ -44,6 +46,7 @@ impl Row {
             Self::Idle => "idle",
             Self::Scale => "scale",
             Self::Profile => "profile",
+            Self::Training => "training",
         }
     }
 }
@@ -59,6 +62,8 @@ pub(crate) enum Stage {
     Kernel,
     /// Where the time goes; only if asked for, since perf takes time itself.
     Profile,
+    /// What the compiler is shown; only if asked for.
+    Training,
 }
 
 impl Stage {
@@ -68,6 +73,7 @@ impl Stage {
             Self::Crowded => "many tenants",
             Self::Kernel => "the kernel programs",
             Self::Profile => "where the time goes",
+            Self::Training => "what the compiler is shown",
         }
     }
 
@@ -89,6 +95,7 @@ impl Stage {
             ],
             Self::Kernel => &[Row::Kernel],
             Self::Profile => &[Row::Profile],
+            Self::Training => &[Row::Training],
         }
     }
 
@@ -99,6 +106,7 @@ impl Stage {
             Self::Crowded => crowded::seconds(arguments),
             Self::Kernel => kernel::seconds(arguments),
             Self::Profile => profile::SECONDS,
+            Self::Training => training::SECONDS,
         }
     }
 
@@ -109,6 +117,7 @@ impl Stage {
             Self::Crowded => crowded::run(lab, report),
             Self::Kernel => kernel::run(lab, report),
             Self::Profile => profile::run(lab),
+            Self::Training => training::run(lab),
         }
     }
 }
@@ -116,10 +125,16 @@ impl Stage {
 /// The stages that measure what was asked for.
 pub(crate) fn chosen(arguments: &Arguments) -> Vec<Stage> {
     let is_wanted = |stage: &Stage| stage.rows().iter().any(|row| arguments.wants(*row));
-    [Stage::Busy, Stage::Crowded, Stage::Kernel, Stage::Profile]
-        .into_iter()
-        .filter(is_wanted)
-        .collect()
+    [
+        Stage::Busy,
+        Stage::Crowded,
+        Stage::Kernel,
+        Stage::Profile,
+        Stage::Training,
+    ]
+    .into_iter()
+    .filter(is_wanted)
+    .collect()
 }
 
 /// What all stages share: three nodes for ours, one for haproxy, and one upstream for all.

@@ -7,9 +7,10 @@ use metadata_proxy_tests::{METADATA_V4, TenantFixture, process};
 
 use crate::load::Mode;
 
-/// Answers a second, as wrk counts them.
+/// Answers a second, as wrk counts them; `path` has its leading slash.
 pub(super) fn rate(
     tenant: &TenantFixture,
+    path: &str,
     mode: Mode,
     connections: usize,
     window: Duration,
@@ -22,7 +23,7 @@ pub(super) fn rate(
     if mode == Mode::Close {
         wrk.args(["--header", "Connection: close"]);
     }
-    let told = process::run(wrk.arg(METADATA_V4))?;
+    let told = process::run(wrk.arg(format!("{METADATA_V4}{path}")))?;
     parse(&told).with_context(|| format!("wrk said:\n{told}"))
 }
 
