@@ -28,6 +28,9 @@ pub(super) fn pinned(paths: [PathBuf; 2]) -> Result<[(PathBuf, MapData); 2], Ker
 /// bear another time: far longer than a tick of the kernel's clock.
 const TICKS: Duration = Duration::from_secs(1);
 
+/// How many connect hooks are looked at in turn, where nothing says that one is off.
+const HOOKS_AT_ONCE: usize = 2;
+
 /// Which directory it is and when it was last changed: names came to it, went, or were replaced. As
 /// long as it is the same, what was found there is there still.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +62,9 @@ impl EbpfKernel {
             // Then none has lost its pin, and one that was detached may wait for its turn.
             None => {
                 let turn = self.hook_turn.fetch_add(1, Ordering::Relaxed);
-                &CGROUP_HOOKS[turn % CGROUP_HOOKS.len()..][..1]
+                let mut turns = CGROUP_HOOKS.chunks(HOOKS_AT_ONCE);
+                let turn = turn % turns.len();
+                turns.nth(turn).unwrap_or_default()
             }
             Some(_) => &CGROUP_HOOKS[..],
         };

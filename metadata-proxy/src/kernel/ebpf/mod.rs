@@ -105,7 +105,7 @@ pub struct EbpfKernel {
     links: Mutex<BTreeMap<(NetnsCookie, u32), OwnedFd>>,
     /// Which of them was looked at last.
     seen: Mutex<(NetnsCookie, u32)>,
-    /// Which of the hooks is looked at next.
+    /// How many turns of looking at hooks there were.
     hook_turn: AtomicUsize,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,

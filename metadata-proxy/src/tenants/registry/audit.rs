@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Into how many shares a period is divided.
-const SHARES: u32 = 8;
+const SHARES: u32 = 4;
 /// Connections at a time, where a period has that many: each costs less than one alone, for which the
 /// processor's caches are cold. Few enough that nobody notices who waits for the thread meanwhile.
 const CONNECTS: usize = 32;
