@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     mem,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tracing::{error, info, warn};
@@ -27,8 +27,13 @@ use crate::{
     },
 };
 
-/// Into how many shares a period is divided.
-const SHARES: u32 = 4;
+/// Steps of a period, at least: to wake up is dearer than to look at a few tenants.
+const FEWEST_STEPS: u32 = 4;
+/// Steps of a period, at most.
+const MOST_STEPS: u32 = 40;
+/// Tenants that a step looks at, if that many steps do: whoever waits for the registry meanwhile does not
+/// notice.
+const TENANTS_A_STEP: usize = 250;
 /// Connections at a time, where a period has that many: each costs less than one alone, for which the
 /// processor's caches are cold. Few enough that nobody notices who waits for the thread meanwhile.
 const CONNECTS: usize = 32;
@@ -37,8 +42,10 @@ const CONNECTS: usize = 32;
 pub(super) struct Audit {
     periods: AuditConfig,
     next: Instant,
-    /// Steps of the period that are over.
+    /// Steps that the period has.
     steps: u32,
+    /// Those of them that are over.
+    over: u32,
     /// Whose turn it is to be connected to for the first time, since when they are served.
     new: Turns,
     /// Whose turn it is to be connected to again.
@@ -57,8 +64,9 @@ impl Audit {
     pub(super) fn new(periods: AuditConfig) -> Self {
         Self {
             periods,
-            next: Instant::now() + periods.interval / SHARES,
-            steps: 0,
+            next: Instant::now() + periods.interval / FEWEST_STEPS,
+            steps: FEWEST_STEPS,
+            over: 0,
             new: Turns::default(),
             connects: Turns::default(),
             saved: 0,
@@ -77,11 +85,20 @@ impl Audit {
         self.next
     }
 
-    /// Whether a period begins with this step.
-    const fn begins(&mut self) -> bool {
-        let begins = self.steps.is_multiple_of(SHARES);
-        self.steps = (self.steps + 1) % SHARES;
+    /// Begins a step of a registry with so many tenants; whether a period begins with it.
+    fn step(&mut self, now: Instant, tenants: usize) -> bool {
+        let begins = self.over == 0;
+        if begins {
+            self.steps = steps(tenants);
+        }
+        self.over = (self.over + 1) % self.steps;
+        self.next = now + self.pause();
         begins
+    }
+
+    /// From one step to the next.
+    fn pause(&self) -> Duration {
+        self.periods.interval / self.steps
     }
 
     pub(super) const fn set_periods(&mut self, periods: AuditConfig) {
@@ -93,9 +110,7 @@ impl Registry {
     /// Audits what is due with this step.
     pub(super) async fn audit(&mut self) {
         let now = Instant::now();
-        let periods = self.audit.periods;
-        let step = periods.interval / SHARES;
-        self.audit.next = now + step;
+        let begins = self.audit.step(now, self.entries.len());
         if self.is_quiet {
             return;
         }
@@ -103,7 +118,7 @@ impl Registry {
         self.mend();
         let mut unwhole = self.detached();
         let mut doubtful = Vec::new();
-        if self.audit.begins() {
+        if begins {
             self.mend_pins();
             let (missing, faulty) = self.wrong();
             unwhole.extend(missing);
@@ -127,12 +142,12 @@ impl Registry {
     /// Whose service is to be proved by a connection now. Connections are dear: they go at an even
     /// pace, and those who have been proved before some at a time.
     fn turns_to_connect(&mut self, now: Instant) -> Vec<NetnsId> {
-        let periods = self.audit.periods;
-        let step = periods.interval / SHARES;
-        let steps = periods.connect_interval.as_millis() / step.as_millis().max(1);
+        let connect_interval = self.audit.periods.connect_interval;
+        let pause = self.audit.pause();
+        let steps = connect_interval.as_millis() / pause.as_millis().max(1);
         let steps = usize::try_from(steps).unwrap_or(usize::MAX);
         // So many are saved up for; a turn comes that much early rather than late.
-        let saving = (steps / 2).min(SHARES as usize);
+        let saving = (steps / 2).min(self.audit.steps as usize);
         let steps = (steps - saving).max(1);
         let tenants = self.entries.len();
         self.audit.saved += tenants.div_ceil(steps);
@@ -145,8 +160,8 @@ impl Registry {
             served(netns).is_some_and(|it| it.connected.is_none() && it.since == since)
         };
         let mut turns = self.audit.new.take(most, now, is_new);
-        let early = step * u32::try_from(saving).unwrap_or(SHARES);
-        let patience = periods.connect_interval.saturating_sub(early);
+        let early = pause * u32::try_from(saving).unwrap_or(MOST_STEPS);
+        let patience = connect_interval.saturating_sub(early);
         if let Some(until) = now.checked_sub(patience) {
             let most = most - turns.len();
             let is_current = |netns, at| served(netns).is_some_and(|it| it.connected == Some(at));
@@ -202,7 +217,7 @@ impl Registry {
     /// Tenants of which a device of the next share is not attached to any more.
     fn detached(&self) -> HashSet<NetnsId> {
         // One fewer than there are steps, so that a busy step can be made up for.
-        let lost = self.kernel.lost_links(SHARES as usize - 1);
+        let lost = self.kernel.lost_links(self.audit.steps as usize - 1);
         if lost.is_empty() {
             return HashSet::new();
         }
@@ -330,6 +345,13 @@ impl Registry {
     }
 }
 
+/// Into how many steps a period is divided where there are so many tenants.
+fn steps(tenants: usize) -> u32 {
+    u32::try_from(tenants / TENANTS_A_STEP)
+        .unwrap_or(MOST_STEPS)
+        .clamp(FEWEST_STEPS, MOST_STEPS)
+}
+
 /// Logs why something cannot be put back, unless that was the last that was said of it.
 fn tell_once(last: &mut Option<String>, fault: &KernelError, what: &'static str) {
     let fault = fault.to_string();
@@ -337,4 +359,26 @@ fn tell_once(last: &mut Option<String>, fault: &KernelError, what: &'static str)
         error!(what, error = fault, "cannot be put back; it is tried again");
     }
     *last = Some(fault);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_tenants_are_audited_in_more_steps_and_every_period_has_a_first() {
+        for (tenants, expected) in [(0, 4), (1_249, 4), (1_250, 5), (5_000, 20), (100_000, 40)] {
+            let interval = Duration::from_secs(10);
+            let mut audit = Audit::new(AuditConfig {
+                interval,
+                connect_interval: interval,
+            });
+            let now = Instant::now();
+            let begun = (0..3 * expected)
+                .filter(|_| audit.step(now, tenants))
+                .count();
+            assert_eq!(begun, 3, "{tenants}");
+            assert_eq!(audit.next(), now + interval / expected, "{tenants}");
+        }
+    }
 }
