@@ -76,12 +76,12 @@ pub(crate) fn run(args: BuildArgs) -> Result<()> {
 pub(crate) fn beside_agent(program: &str) -> Result<(PathBuf, Command)> {
     setup::ensure(Purpose::Test)?;
     let agent = build(BuildArgs::default())?.agent;
-    step::run(
-        workspace::cargo("build")
-            .args(["--package", program, "--release"])
-            // What both are made of is built once.
-            .args(pgo::cargo_arguments()),
-    )?;
+    // What both are made of is built once.
+    step::run(pgo::optimise(&mut workspace::cargo("build")).args([
+        "--package",
+        program,
+        "--release",
+    ]))?;
     let program = workspace::target_dir().join("release").join(program);
     Ok((agent, Command::new(program)))
 }
@@ -96,19 +96,16 @@ pub(crate) fn build(args: BuildArgs) -> Result<Built> {
         step::run(workspace::cargo("build").args(package).arg("--bins"))?;
         target.join("debug")
     } else {
-        let optimised = pgo::cargo_arguments();
         let agent = ["--release", "--bin", "metadata-proxy"];
         step::run(
-            workspace::cargo("build")
+            pgo::optimise(&mut workspace::cargo("build"))
                 .args(package)
-                .args(agent)
-                .args(&optimised),
+                .args(agent),
         )?;
         let stand_in = ["--release", "--bin", STAND_IN, "--"];
         step::run(
-            workspace::cargo("rustc")
+            pgo::optimise(&mut workspace::cargo("rustc"))
                 .args(package)
-                .args(&optimised)
                 .args(stand_in)
                 .args(STAND_IN_FLAGS),
         )?;

@@ -6,7 +6,7 @@
 //! much the same: a changed function is compiled without it, and no binary is ever wrong for it.
 
 use std::{
-    env::consts::ARCH,
+    env::{self, consts::ARCH},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -30,8 +30,14 @@ const TRAINER: &str = "metadata-proxy-bench";
 const HOT: &str = ".text.hot";
 /// Keeps that apart from other code.
 const KEEP_HOT_APART: &str = "-Clink-arg=-Wl,-z,keep-text-section-prefix";
+/// Says nothing of each function that has changed since: `--check` does, where it matters.
+const BE_QUIET: &str = "-Cllvm-args=-no-pgo-warn-mismatch";
 /// Share of the code that was marked when the profile was made, below which it is made anew.
 const LEAST_SHARE: f64 = 0.8;
+
+/// Flags of the compiler in the environment, before all others; and what is between them.
+const ENCODED_FLAGS: &str = "CARGO_ENCODED_RUSTFLAGS";
+const SEPARATOR: &str = "\u{1f}";
 
 /// What to do with the profile.
 #[derive(Debug, clap::Args)]
@@ -83,16 +89,14 @@ pub(crate) fn run(args: &PgoArgs) -> Result<()> {
     Ok(())
 }
 
-/// What cargo is told in every optimised build; nothing where there is no profile for this machine.
-pub(crate) fn cargo_arguments() -> Vec<String> {
+/// Has cargo use the profile, in every optimised build; nothing where there is none for this machine.
+pub(crate) fn optimise(command: &mut Command) -> &mut Command {
     let profile = profile();
     if !profile.exists() {
-        return Vec::new();
+        return command;
     }
-    flags(&[
-        &format!("-Cprofile-use={}", profile.display()),
-        KEEP_HOT_APART,
-    ])
+    let use_it = format!("-Cprofile-use={}", profile.display());
+    add_flags(command, &[&use_it, KEEP_HOT_APART, BE_QUIET])
 }
 
 /// Says so if an agent that was built is not optimised as it could be.
@@ -155,11 +159,11 @@ fn hot_bytes(program: &Path) -> Result<u64> {
 
 /// Builds an agent that counts what it does, in a folder of its own.
 fn build_instrumented(folder: &Path, raw: &Path) -> Result<PathBuf> {
+    let count = format!("-Cprofile-generate={}", raw.display());
     step::run(
-        workspace::cargo("build")
+        add_flags(&mut workspace::cargo("build"), &[&count])
             .args(["--package", "metadata-proxy", "--release"])
             .args(["--bin", "metadata-proxy"])
-            .args(flags(&[&format!("-Cprofile-generate={}", raw.display())]))
             .env("CARGO_TARGET_DIR", folder),
     )?;
     Ok(folder.join("release/metadata-proxy"))
@@ -181,11 +185,27 @@ fn merge(merger: &Path, raw: &Path) -> Result<()> {
         .with_context(|| format!("cannot replace {}", profile.display()))
 }
 
-/// Cargo's arguments for flags of the compiler, host and target alike: with a target named, symbols, by
-/// which the profile knows functions, would have other names.
-fn flags(flags: &[&str]) -> Vec<String> {
-    // A TOML array of strings is written as Rust's.
-    vec!["--config".to_owned(), format!("build.rustflags={flags:?}")]
+/// Adds flags of the compiler, for host and target alike: with a target named, symbols, by which the
+/// profile knows functions, would have other names.
+fn add_flags<'a>(command: &'a mut Command, ours: &[&str]) -> &'a mut Command {
+    match flags_of_environment() {
+        // They would hold instead of the configuration's.
+        Some(theirs) => command.env(
+            ENCODED_FLAGS,
+            [&[theirs.as_str()], ours].concat().join(SEPARATOR),
+        ),
+        // A TOML array of strings is written as Rust's.
+        None => command.args(["--config".to_owned(), format!("build.rustflags={ours:?}")]),
+    }
+}
+
+/// Flags that whoever builds has set, as cargo encodes them.
+fn flags_of_environment() -> Option<String> {
+    let words = |flags: String| flags.split_whitespace().collect::<Vec<_>>().join(SEPARATOR);
+    env::var(ENCODED_FLAGS)
+        .or_else(|_| env::var("RUSTFLAGS").map(words))
+        .ok()
+        .filter(|flags| !flags.is_empty())
 }
 
 fn profile() -> PathBuf {
@@ -239,11 +259,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_an_array_of_toml() {
-        assert_eq!(
-            flags(&["-Ca=/b c", "-Cd"]),
-            ["--config", r#"build.rustflags=["-Ca=/b c", "-Cd"]"#]
-        );
+    fn flags_are_added_to_those_of_whoever_builds() {
+        let mut command = Command::new("cargo");
+        add_flags(&mut command, &["-Ca=/b c", "-Cd"]);
+        let told = |command: &Command| -> Vec<String> {
+            let values = command.get_envs().filter_map(|(_, value)| value);
+            let words = values.chain(command.get_args());
+            words
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect()
+        };
+        let expected = match flags_of_environment() {
+            None => vec![
+                "--config".to_owned(),
+                r#"build.rustflags=["-Ca=/b c", "-Cd"]"#.to_owned(),
+            ],
+            Some(theirs) => vec![format!("{theirs}\u{1f}-Ca=/b c\u{1f}-Cd")],
+        };
+        assert_eq!(told(&command), expected);
     }
 
     #[test]
