@@ -30,7 +30,9 @@ Both proxies run at the same time, each in namespaces made alike: routers whose 
 and MAC addresses are the same in all of them, with a guest behind a veth pair. haproxy is Debian's, \
 one process for each tenant, with the configuration and the iptables rules of Neutron's L3 agent. \
 Ours is one process with its default configuration, in namespaces with the rules that Neutron leaves \
-when its own proxy is switched off. They are measured in turn, again and again; a number is the \
+when its own proxy is switched off. It is built as it is installed, laid out by a profile of an agent \
+at work that was asked in the same ways, among others (`cargo xtask pgo`); haproxy is as Debian builds \
+it. They are measured in turn, again and again; a number is the \
 median of the repeats, ± half of their range. CPU time is the kernel's account of a proxy's cgroup, \
 its part of the network stack included. Memory is PSS.\n\n\
 Both write a line for each request: haproxy to a datagram socket in place of `/dev/log`, ours to a \
