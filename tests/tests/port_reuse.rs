@@ -15,7 +15,7 @@ use std::{
 };
 
 use metadata_proxy_tests::{
-    Kind, Netns, NeutronProxy, TenantFixture, neutron,
+    Guest, Kind, METADATA_V4, Netns, NeutronProxy, TenantFixture, neutron,
     process::run,
     raw_http::METADATA,
     stage::{Stage, assert_served},
@@ -155,6 +155,23 @@ fn ask_again_and_again(times: usize) {
     }
 }
 
+/// Four at a time, from few ports.
+fn connects_again_and_again(guest: &Guest, times: usize) {
+    let last = 40_000 + PORTS - 1;
+    guest
+        .netns
+        .sysctl("net/ipv4/ip_local_port_range", &format!("40000 {last}"))
+        .unwrap();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                guest.netns.enter().unwrap();
+                ask_again_and_again(times / 4);
+            });
+        }
+    });
+}
+
 /// A host beside the router, on a device that leads out of the cloud.
 fn host_outside(stage: &Stage, tenant: &TenantFixture) -> Netns {
     let outside = Netns::hidden(&stage.node, "outside").unwrap();
@@ -176,22 +193,10 @@ fn host_outside(stage: &Stage, tenant: &TenantFixture) -> Netns {
 #[test]
 fn what_is_left_of_connections_is_bounded() {
     let stage = Stage::new();
-    let tenant = stage.tenant(Kind::Router);
+    let mut tenant = stage.tenant(Kind::Router);
     neutron::install_rules(&tenant.netns, NeutronProxy::Disabled).unwrap();
     let outside = host_outside(&stage, &tenant);
-    let guest = &tenant.guest().netns;
-    let last = 40_000 + PORTS - 1;
-    guest
-        .sysctl("net/ipv4/ip_local_port_range", &format!("40000 {last}"))
-        .unwrap();
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                guest.enter().unwrap();
-                ask_again_and_again(AGAIN / 4);
-            });
-        }
-    });
+    connects_again_and_again(tenant.guest(), AGAIN);
     let left = tenant.netns.run(|| Ok(in_time_wait())).unwrap();
     assert!(left <= LEFT_AT_MOST, "{left} are left in TIME_WAIT");
     let listeners = tenant.netns.command("ss").unwrap();
@@ -199,5 +204,21 @@ fn what_is_left_of_connections_is_bounded() {
     assert!(listeners.contains("169.254.169.254:80"), "{listeners}");
     let unheard = outside.run(|| Ok(TcpStream::connect_timeout(&METADATA, AT_ONCE)));
     assert!(unheard.unwrap().is_err());
+
+    // Nor do guests behind a device that comes later.
+    tenant.plug(1).unwrap();
+    let later = tenant.guests().last().unwrap();
+    wait_for("the later guest's answer", SOON, || {
+        let reply = later.curl(METADATA_V4, &["--max-time", "0.5"])?;
+        Ok((reply.status == 200).then_some(()))
+    })
+    .unwrap();
+    let before = tenant.netns.run(|| Ok(in_time_wait())).unwrap();
+    connects_again_and_again(later, 3 * PORTS);
+    let left = tenant.netns.run(|| Ok(in_time_wait())).unwrap();
+    assert!(
+        left <= before + 2 * PORTS,
+        "{left} are left in TIME_WAIT, {before} were"
+    );
     assert_served(&tenant);
 }

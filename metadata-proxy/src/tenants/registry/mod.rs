@@ -6,6 +6,7 @@
 mod audit;
 mod giving;
 mod handle;
+mod keeping;
 mod serving;
 mod status;
 mod turns;

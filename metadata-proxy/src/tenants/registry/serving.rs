@@ -1,4 +1,4 @@
-//! Brings a tenant up, keeps it right, and takes it down: the registry's work in namespaces.
+//! Brings a tenant up and takes it down: the registry's work in namespaces.
 
 use std::{
     os::fd::OwnedFd,
@@ -11,11 +11,11 @@ use tracing::{error, info, warn};
 
 use super::{Command, Registry, Served};
 use crate::{
-    kernel::{Kernel, Repair},
+    kernel::Kernel,
     netns::{Netns, NetnsError, NetnsId, NetnsThread},
     tenants::{
-        Counters, Declaration, Fault, Phase, Plan, Provider, Repairs, Service, Settings,
-        place::{self, Converged, Opened, Place, PlaceError},
+        Counters, Declaration, Phase, Plan, Provider, Service, Settings,
+        place::{self, Opened, Place},
     },
 };
 
@@ -57,7 +57,7 @@ impl Registry {
         self.dirty.remove(&netns);
     }
 
-    fn plan(&self, declaration: &Declaration, served: Option<&Served>) -> Plan {
+    pub(super) fn plan(&self, declaration: &Declaration, served: Option<&Served>) -> Plan {
         let binds = declaration
             .settings
             .iter()
@@ -258,152 +258,6 @@ impl Registry {
         if let Some(place) = place {
             inside(&self.netns, &self.kernel, &handle, place, place::clear).await;
         }
-    }
-
-    pub(super) async fn converge_dirty(&mut self) {
-        for netns in std::mem::take(&mut self.dirty) {
-            self.converge(netns).await;
-        }
-    }
-
-    /// Looks at one namespace and puts right what is not as it should be.
-    pub(super) async fn converge(&mut self, netns: NetnsId) {
-        if self.is_quiet {
-            return;
-        }
-        let is_deaf = |entry: &super::Entry| {
-            let served = entry.served.as_ref();
-            served.is_some_and(|served| served.service.has_lost_listener())
-        };
-        if self.entries.get(&netns).is_some_and(is_deaf) {
-            return self.listen_anew(netns).await;
-        }
-        let Some(entry) = self.entries.get_mut(&netns) else {
-            return;
-        };
-        let Some(declaration) = entry.declaration().cloned() else {
-            return;
-        };
-        let Some(mut served) = entry.served.take() else {
-            return;
-        };
-        let plan = self.plan(&declaration, Some(&served));
-        let kernel = Arc::clone(&self.kernel);
-        let place = std::mem::replace(&mut served.place, Place::empty());
-        let outcome = match Netns::of_socket(&served.handle) {
-            Ok(namespace) => {
-                self.netns
-                    .run(namespace, move || {
-                        let mut place = place;
-                        let outcome = place::converge(&*kernel, &plan, &mut place);
-                        (place, outcome)
-                    })
-                    .await
-            }
-            Err(error) => Ok((place, Err(PlaceError::unreachable(error)))),
-        };
-        let Some(entry) = self.entries.get_mut(&netns) else {
-            return;
-        };
-        match outcome {
-            Ok((place, outcome)) => {
-                served.place = place;
-                served.service.set_may_forward(served.place.may_forward);
-                served
-                    .service
-                    .farewells
-                    .set_recycled(served.place.recycles(self.engine));
-                match outcome {
-                    Ok(mut converged) => {
-                        served.fault = match redeclare(&*self.kernel, &declaration, &served.place) {
-                            Ok(repairs) => {
-                                converged.repairs.extend(repairs);
-                                served
-                                    .fault
-                                    .filter(|fault| !matches!(fault, Fault::Steering(_)))
-                            }
-                            Err(fault) => {
-                                if served.fault.as_ref() != Some(&fault) {
-                                    error!(tenant = %declaration.tenant, %fault, "guests are refused");
-                                }
-                                Some(fault)
-                            }
-                        };
-                        tell(&self.repairs, &declaration, &converged);
-                        let service = &served.service;
-                        self.store
-                            .keep(service.tenant, service.cookie, &converged.listeners);
-                        for listener in converged.listeners {
-                            self.workers.listen(Arc::clone(&served.service), listener);
-                        }
-                    }
-                    Err(error) => {
-                        let fault = Fault::Steering(error.to_string());
-                        if served.fault.as_ref() != Some(&fault) {
-                            warn!(%error, tenant = %declaration.tenant, "cannot keep a tenant right");
-                        }
-                        served.fault = Some(fault);
-                    }
-                }
-                entry.served = Some(served);
-            }
-            Err(error) => {
-                error!(%error, tenant = %declaration.tenant, "tenant lost; it is brought up anew");
-                self.kernel.forget(served.service.cookie);
-                served.watcher.abort();
-                served.service.gone.cancel();
-                entry.life.failed(error.to_string(), Instant::now());
-                self.retrying.insert(netns);
-            }
-        }
-    }
-}
-
-impl Registry {
-    /// Serves a tenant anew whose listener somebody has destroyed.
-    async fn listen_anew(&mut self, netns: NetnsId) {
-        self.repairs.count(Repair::Listener);
-        let entry = self.entries.get(&netns);
-        if let Some(declaration) = entry.and_then(super::Entry::declaration) {
-            warn!(tenant = %declaration.tenant, what = Repair::Listener.label(),
-                "somebody took away what is ours; it is put back");
-        }
-        self.take_down(netns).await;
-        self.bring_up(netns).await;
-    }
-}
-
-/// Declares a tenant to the kernel again, if its entry is gone. What is not ours stays as it is.
-fn redeclare(
-    kernel: &dyn Kernel,
-    declaration: &Declaration,
-    place: &Place,
-) -> Result<Option<Repair>, Fault> {
-    if declaration.provider == Provider::Map {
-        return Ok(None);
-    }
-    match kernel.tenant(place.cookie) {
-        Ok(Some(tenant)) if tenant == declaration.tenant => Ok(None),
-        // No guest is served meanwhile: no entry, or another one, proves nobody.
-        _ => kernel
-            .declare(place.cookie, declaration.tenant)
-            .map(|()| Some(Repair::Entry))
-            .map_err(|error| Fault::Steering(error.to_string())),
-    }
-}
-
-/// Counts and logs, once, what was put back.
-fn tell(counters: &Repairs, declaration: &Declaration, converged: &Converged) {
-    let Converged { added, repairs, .. } = converged;
-    for repair in repairs {
-        counters.count(*repair);
-    }
-    if !repairs.is_empty() {
-        let what: Vec<_> = repairs.iter().map(|repair| repair.label()).collect();
-        warn!(tenant = %declaration.tenant, what = what.join(", "),
-            "somebody took away what is ours; it is put back");
-    } else if *added > 0 {
-        info!(tenant = %declaration.tenant, added, "namespace changed");
     }
 }
 
