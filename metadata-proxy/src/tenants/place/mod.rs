@@ -95,7 +95,8 @@ pub(super) struct Place {
     bound: BTreeSet<SocketAddr>,
     /// Devices that the listener on the IPv4 metadata address hears, where it hears only some.
     heard: Option<BTreeSet<u32>>,
-    /// Whether a guest of this namespace may be answered at all; see [`converge::may_forward`].
+    /// Whether a guest of this namespace may be answered at all: not in a router without an addressed
+    /// internal device.
     pub(super) may_forward: bool,
 }
 
