@@ -181,6 +181,7 @@ fn a_connection_is_refused_when_the_map_names_another_tenant() {
     let stage = Stage::new();
     let tenant = stage.tenant(Kind::Router);
     let cookie = tenant_map::cookie(&tenant.netns).unwrap();
+    let right = tenant_map::read(&stage.node).unwrap()[&cookie];
     let mut earlier = Connection::v4(tenant.guest()).unwrap();
     assert_eq!(earlier.get("/").unwrap().status, 200);
     stage.take_requests();
@@ -199,6 +200,11 @@ fn a_connection_is_refused_when_the_map_names_another_tenant() {
         stage.agent.metric(name, &[("reason", reason)]).unwrap()
     };
     assert!(refused("other_tenant") >= 1.0);
+    // The refusal has the entry put right, which may not come after the next change.
+    wait_until("the right entry", SOON, || {
+        tenant_map::read(&stage.node).unwrap().get(&cookie) == Some(&right)
+    })
+    .unwrap();
 
     tenant_map::delete(&stage.node, cookie).unwrap();
     let mut connection = Connection::v4(tenant.guest()).unwrap();
