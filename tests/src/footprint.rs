@@ -1,7 +1,7 @@
 //! What can be seen of an agent in a namespace, a cgroup and a bpffs: equal before it started and
 //! after it stopped, or it has left something behind.
 
-use std::{collections::BTreeSet, fmt, fs, os::fd::AsRawFd as _, path::Path};
+use std::{collections::BTreeSet, fmt, fs, os::fd::AsRawFd as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -21,39 +21,26 @@ impl Footprint {
     /// # Errors
     /// Something could not be asked.
     pub fn of_netns(netns: &Netns) -> Result<Self> {
-        let mut seen = Lines::new();
-        add(&mut seen, "address", &netns.ip("-oneline address show")?);
-        add(&mut seen, "route", &netns.ip("-4 route show table all")?);
-        add(&mut seen, "route", &netns.ip("-6 route show table all")?);
-        add(&mut seen, "rule", &netns.ip("rule show")?);
-        add(
-            &mut seen,
-            "qdisc",
-            &run(netns.command("tc")?.args(["qdisc", "show"]))?,
-        );
-        add(
-            &mut seen,
-            "socket",
-            &run(netns.command("ss")?.args(["-Hltn"]))?,
-        );
-        let devices = netns.ip("-oneline link show")?;
-        for device in devices.lines().filter_map(device_of) {
-            let filters = netns
-                .command("tc")
-                .map(|mut tc| run(tc.args(["filter", "show", "dev", &device, "ingress"])))?
-                // No ingress discipline, no filters.
-                .unwrap_or_default();
-            add(&mut seen, &format!("filter on {device}"), &filters);
-            let programs = netns.run(|| {
-                let index = nix::net::if_::if_nametoindex(device.as_str())
-                    .with_context(|| format!("{device} has gone"))?;
-                programs_attached(Target::Interface(index), BPF_TCX_INGRESS)
-            })?;
-            add(&mut seen, &format!("tcx on {device}"), &programs);
-        }
+        let mut seen = netns.run(look_inside)?;
         let lookups = programs_attached(Target::File(netns.file().as_raw_fd()), BPF_SK_LOOKUP)?;
         add(&mut seen, "sk_lookup", &lookups);
         Ok(Self(seen))
+    }
+
+    /// Looks at what gets to see the frames that one device of a namespace receives: filters and TCX
+    /// programs.
+    ///
+    /// # Errors
+    /// Something could not be asked.
+    pub fn of_ingress(netns: &Netns, device: &str) -> Result<Self> {
+        netns.run(|| {
+            let mut seen = Lines::new();
+            let index = nix::net::if_::if_nametoindex(device)
+                .with_context(|| format!("{device} has gone"))?;
+            add_tcx(&mut seen, device, index)?;
+            add_filters(&mut seen, device);
+            Ok(Self(seen))
+        })
     }
 
     /// Looks at a node: pins in its bpffs, programs on its cgroup.
@@ -123,6 +110,49 @@ impl fmt::Display for Footprint {
     }
 }
 
+/// What there is in the namespace of the calling thread. Every program that is run costs a guest
+/// without KVM a tenth of a second, so no more are than it takes.
+fn look_inside() -> Result<Lines> {
+    let mut seen = Lines::new();
+    let mut ask = |kind: &str, program: &str, arguments: &str| {
+        let text = run(Command::new(program).args(arguments.split_whitespace()))?;
+        add(&mut seen, kind, &text);
+        anyhow::Ok(text)
+    };
+    ask("address", "ip", "-oneline address show")?;
+    ask("route", "ip", "-4 route show table all")?;
+    ask("route", "ip", "-6 route show table all")?;
+    ask("rule", "ip", "rule show")?;
+    ask("socket", "ss", "-Hltn")?;
+    let disciplines = ask("qdisc", "tc", "qdisc show")?;
+    let devices = nix::net::if_::if_nameindex().context("cannot list devices")?;
+    for device in &devices {
+        let name = device.name().to_string_lossy();
+        add_tcx(&mut seen, &name, device.index())?;
+        let on_device = format!(" dev {name} ");
+        let takes_filters = |line: &str| {
+            line.contains(&on_device) && (line.contains(" clsact ") || line.contains(" ingress "))
+        };
+        if disciplines.lines().any(takes_filters) {
+            add_filters(&mut seen, &name);
+        }
+    }
+    Ok(seen)
+}
+
+fn add_tcx(seen: &mut Lines, device: &str, index: u32) -> Result<()> {
+    let programs = programs_attached(Target::Interface(index), BPF_TCX_INGRESS)?;
+    add(seen, &format!("tcx on {device}"), &programs);
+    Ok(())
+}
+
+fn add_filters(seen: &mut Lines, device: &str) {
+    let mut tc = Command::new("tc");
+    // No ingress discipline, no filters.
+    let filters = run(tc.args(["filter", "show", "dev", device, "ingress"])).unwrap_or_default();
+    add(seen, &format!("filter on {device}"), &filters);
+}
+
 fn add(seen: &mut Lines, kind: &str, text: &str) {
     seen.extend(
         text.lines()
@@ -148,12 +178,6 @@ fn add_pins(seen: &mut Lines, directory: &Path) -> Result<()> {
         seen.insert(format!("pin: {}", path.display()));
     }
     Ok(())
-}
-
-/// The device in a line of `ip -oneline link`: `7: qr-1@if2: <BROADCAST...`.
-fn device_of(line: &str) -> Option<String> {
-    let name = line.split(": ").nth(1)?;
-    Some(name.split('@').next()?.to_owned())
 }
 
 // From linux/bpf.h, `enum bpf_cmd` and `enum bpf_attach_type`.

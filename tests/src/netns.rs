@@ -177,7 +177,8 @@ impl Netns {
     /// # Errors
     /// It failed.
     pub fn ip(&self, arguments: &str) -> Result<String> {
-        run(self.command("ip")?.args(arguments.split_whitespace()))
+        // Started from inside: that takes no fork, which copies what a test has of memory.
+        self.run(|| run(Command::new("ip").args(arguments.split_whitespace())))
     }
 
     /// Runs many `ip` commands, one a line, inside the namespace.
@@ -193,14 +194,17 @@ impl Netns {
     /// # Errors
     /// It failed.
     pub fn feed(&self, program: &str, arguments: &[&str], input: &str) -> Result<()> {
-        let mut child = self
-            .command(program)?
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {program}; run `cargo xtask setup`"))?;
+            .stderr(Stdio::piped());
+        let mut child = self.run(|| {
+            command
+                .spawn()
+                .with_context(|| format!("cannot start {program}; run `cargo xtask setup`"))
+        })?;
         let mut stdin = child.stdin.take().context("no pipe to the program")?;
         // One that ends early says why; that is better than "broken pipe".
         let _ = stdin.write_all(input.as_bytes());

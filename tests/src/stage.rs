@@ -202,7 +202,7 @@ pub fn assert_identified(request: &Request, tenant: &TenantFixture, from: impl s
 
 /// How many times `steer` is on a device.
 pub fn times_steered(netns: &Netns, device: &str) -> usize {
-    let footprint = Footprint::of_netns(netns).unwrap().to_string();
+    let footprint = Footprint::of_ingress(netns, device).unwrap().to_string();
     let tcx = format!("tcx on {device}: ");
     let filter = format!("filter on {device}: ");
     footprint

@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -132,7 +133,9 @@ impl Guest {
     /// # Errors
     /// curl cannot be run.
     pub fn curl(&self, url: &str, arguments: &[&str]) -> Result<Reply> {
-        crate::curl::curl(&mut self.netns.command("curl")?, url, arguments)
+        // From inside, as `Netns::ip`.
+        self.netns
+            .run(|| crate::curl::curl(&mut Command::new("curl"), url, arguments))
     }
 
     /// Starts a program in the background, its output in the node's directory.

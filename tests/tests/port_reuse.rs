@@ -123,9 +123,9 @@ fn either_address_of_a_router_s_link_may_be_the_first() {
 }
 
 /// Connections of a guest that connects again and again: more than a tenant's count as many.
-const AGAIN: usize = 8000;
+const AGAIN: usize = 6000;
 /// Guest's ports for them.
-const PORTS: usize = 1000;
+const PORTS: usize = 500;
 /// What counts as many (`Farewells`), and some that are closed until the listeners are there.
 const LEFT_AT_MOST: usize = 4096 + 2 * PORTS;
 /// Shorter than the time after which a SYN that nobody answers is sent again.
