@@ -3,7 +3,7 @@
 //! All that reaches the kernel is: code, maps, their relocations, BTF. The names of functions, in the
 //! object's string table and for debuggers, carry a hash in which cargo mixes the folder.
 
-use std::{collections::BTreeMap, env, fs, path::Path};
+use std::{collections::BTreeMap, env, fs, path::Path, thread};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use object::{Object as _, ObjectSection as _};
@@ -17,8 +17,17 @@ const SOURCES: &[&str] = &["metadata-proxy-ebpf/", "metadata-proxy-common/"];
 /// Builds what is committed in two folders of different names and compares the objects.
 pub(super) fn check() -> Result<()> {
     let base = workspace::target_dir().join("reproducible");
-    let [first, second] = ["a", "somewhere/else"].map(|name| base.join(name));
-    let [first, second] = [build(&first)?, build(&second)?];
+    let folders = ["a", "somewhere/else"].map(|name| base.join(name));
+    // Side by side: each is one crate after the other for most of its time.
+    let [first, second] = thread::scope(|scope| {
+        let builds = folders.each_ref().map(|its| scope.spawn(|| build(its)));
+        builds.map(|build| {
+            build
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    });
+    let [first, second] = [first?, second?];
     let differing: Vec<_> = first
         .iter()
         .filter(|(name, data)| second.get(*name) != Some(data))

@@ -82,6 +82,11 @@ const ALL: [Variant; 6] = [
     Variant::Capabilities,
 ];
 
+/// Programs of the suite, with those of their modules that are meant.
+type Programs = &'static [(&'static str, &'static [&'static str])];
+/// Modules of a program: none named are all.
+const ALL_OF_IT: &[&str] = &[];
+
 impl Variant {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -101,6 +106,69 @@ impl Variant {
             Self::Lockdown => " lockdown=confidentiality",
             _ => "",
         }
+    }
+
+    /// Whether what a program of the suite tests can come out otherwise under this condition, and which of
+    /// its functions, by the modules they are in; none named are all. The rest is as on the plain
+    /// guest of the same kernel, and takes minutes in each.
+    pub(super) fn bears_on(self, program: &str) -> Option<&'static [&'static str]> {
+        match self.suite() {
+            None => Some(ALL_OF_IT),
+            Some(suite) => suite
+                .iter()
+                .find(|(name, _)| *name == program)
+                .map(|(_, modules)| *modules),
+        }
+    }
+
+    /// The programs, with their modules; `None` is everything.
+    fn suite(self) -> Option<Programs> {
+        let programs: Programs = match self {
+            Self::Plain | Self::Capabilities => return None,
+            // What the kernel made of our programs: each of them sees every kind of frame and socket.
+            Self::JitHarden => &[
+                ("facts", ALL_OF_IT),
+                ("steer", ALL_OF_IT),
+                ("agent", ALL_OF_IT),
+                ("engines", ALL_OF_IT),
+                ("steering", ALL_OF_IT),
+            ],
+            // Who may call bpf(2), and when: at the start, in repairs, with few capabilities left.
+            Self::UnprivilegedBpfOff => &[
+                ("facts", ALL_OF_IT),
+                ("tenant_map", ALL_OF_IT),
+                ("agent", ALL_OF_IT),
+                ("engines", ALL_OF_IT),
+                ("lifecycle", &["confined", "repair", "restart"]),
+            ],
+            // Where the hooks of processes are attached, found again and removed.
+            Self::HybridCgroups => &[
+                ("agent", ALL_OF_IT),
+                ("engines", ALL_OF_IT),
+                ("steering", &["processes"]),
+                ("lifecycle", &["drain", "restart", "takeover"]),
+            ],
+            // Where pins are kept, found again and removed.
+            Self::NoBpffs => &[
+                ("tenant_map", ALL_OF_IT),
+                ("agent", ALL_OF_IT),
+                ("engines", ALL_OF_IT),
+                (
+                    "lifecycle",
+                    &["drain", "map", "repair", "restart", "takeover"],
+                ),
+            ],
+            // What the kernel lets be loaded, and be read of itself.
+            Self::Lockdown => &[
+                ("facts", ALL_OF_IT),
+                ("steer", ALL_OF_IT),
+                ("tenant_map", ALL_OF_IT),
+                ("agent", ALL_OF_IT),
+                ("engines", ALL_OF_IT),
+                ("lifecycle", &["confined", "restart"]),
+            ],
+        };
+        Some(programs)
     }
 
     /// The variants a user named; `all` stands for every one but `plain`.
@@ -148,6 +216,31 @@ impl Variant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workspace;
+
+    /// A name that nothing has would be a test that never runs.
+    #[test]
+    fn what_a_variant_bears_on_is_there() {
+        let crates = ["tests/tests", "tests/init/tests", "metadata-proxy/tests"];
+        let is_there = |path: &str| {
+            let mut crates = crates.iter();
+            crates.any(|its| workspace::root().join(its).join(path).exists())
+        };
+        for (program, modules) in ALL.into_iter().filter_map(Variant::suite).flatten() {
+            let main = if modules.is_empty() && is_there(&format!("{program}.rs")) {
+                format!("{program}.rs")
+            } else {
+                format!("{program}/main.rs")
+            };
+            assert!(is_there(&main), "{program}");
+            for module in *modules {
+                assert!(
+                    is_there(&format!("{program}/{module}.rs")),
+                    "{program} {module}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn every_variant_is_found_by_its_name_and_all_names_them_all() {
