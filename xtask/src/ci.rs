@@ -17,7 +17,7 @@ use crate::{
 const STEPS: &[&str] = &[
     "lint",
     "test",
-    "fuzz --seconds 3",
+    "fuzz --short --seconds 3",
     "pgo --check",
     "drill --short",
     "vm-test",

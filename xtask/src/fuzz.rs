@@ -40,6 +40,9 @@ pub(crate) struct FuzzArgs {
     /// How long each goes on; 0 runs its committed corpus and nothing else
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
+    /// Optimises less, so that it is built sooner: the form that continuous integration runs
+    #[arg(long)]
+    short: bool,
     /// Adds to the committed corpus what reaches new code, as few and short inputs as do it
     #[arg(long)]
     keep: bool,
@@ -61,7 +64,8 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
         bail!("some targets make a network namespace or load kernel programs: run as root");
     }
     setup::ensure(Purpose::Build)?;
-    build()?;
+    let profile = if args.short { "short" } else { "release" };
+    build(profile)?;
     let chosen = if args.target.is_empty() {
         &all
     } else {
@@ -71,7 +75,9 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     for target in chosen {
         println!("=== {target}");
         let start = Instant::now();
-        let result = fuzz(target, args.seconds).and_then(|()| keep(target, args.keep));
+        let program = || program(profile, target);
+        let result =
+            fuzz(target, args.seconds, program()).and_then(|()| keep(target, args.keep, program()));
         match result {
             Ok(()) => println!("    holds ({})", seconds(start.elapsed())),
             Err(error) => {
@@ -111,10 +117,10 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn build() -> Result<()> {
+fn build(profile: &str) -> Result<()> {
     step::run(
         workspace::cargo("build")
-            .args(["--quiet", "--release", "--locked", "--bins"])
+            .args(["--quiet", "--profile", profile, "--locked", "--bins"])
             // With a target named, build scripts and macros are not instrumented.
             .args(["--target", &triple()])
             .args([
@@ -127,11 +133,11 @@ fn build() -> Result<()> {
     )
 }
 
-fn program(target: &str) -> Command {
+fn program(profile: &str, target: &str) -> Command {
     let path = root()
         .join("target")
         .join(triple())
-        .join("release")
+        .join(profile)
         .join(target);
     let mut command = Command::new(path);
     command.current_dir(root());
@@ -146,11 +152,10 @@ fn found(target: &str) -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn fuzz(target: &str, seconds: u32) -> Result<()> {
+fn fuzz(target: &str, seconds: u32, mut command: Command) -> Result<()> {
     let corpus = root().join("corpus").join(target);
     let artifacts = root().join("artifacts");
     fs::create_dir_all(&artifacts).context("cannot create fuzz/artifacts")?;
-    let mut command = program(target);
     command
         .arg(format!(
             "-artifact_prefix={}/{target}-",
@@ -178,15 +183,10 @@ fn fuzz(target: &str, seconds: u32) -> Result<()> {
     step::run(&mut command)
 }
 
-fn keep(target: &str, wanted: bool) -> Result<()> {
+fn keep(target: &str, wanted: bool, mut program: Command) -> Result<()> {
     if !wanted {
         return Ok(());
     }
     let corpus = root().join("corpus").join(target);
-    step::run(
-        program(target)
-            .arg("-merge=1")
-            .arg(corpus)
-            .arg(found(target)?),
-    )
+    step::run(program.arg("-merge=1").arg(corpus).arg(found(target)?))
 }
