@@ -84,6 +84,8 @@ const ALL: [Variant; 6] = [
 
 /// Programs of the suite, with those of their modules that are meant.
 type Programs = &'static [(&'static str, &'static [&'static str])];
+/// Programs that start every engine and serve by it, which is for every condition.
+const ALWAYS: [&str; 2] = ["agent", "engines"];
 /// Modules of a program: none named are all.
 const ALL_OF_IT: &[&str] = &[];
 
@@ -114,6 +116,7 @@ impl Variant {
     pub(super) fn bears_on(self, program: &str) -> Option<&'static [&'static str]> {
         match self.suite() {
             None => Some(ALL_OF_IT),
+            Some(_) if ALWAYS.contains(&program) => Some(ALL_OF_IT),
             Some(suite) => suite
                 .iter()
                 .find(|(name, _)| *name == program)
@@ -121,7 +124,7 @@ impl Variant {
         }
     }
 
-    /// The programs, with their modules; `None` is everything.
+    /// The programs beside [`ALWAYS`], with their modules; `None` is everything.
     fn suite(self) -> Option<Programs> {
         let programs: Programs = match self {
             Self::Plain | Self::Capabilities => return None,
@@ -129,30 +132,22 @@ impl Variant {
             Self::JitHarden => &[
                 ("facts", ALL_OF_IT),
                 ("steer", ALL_OF_IT),
-                ("agent", ALL_OF_IT),
-                ("engines", ALL_OF_IT),
                 ("steering", ALL_OF_IT),
             ],
             // Who may call bpf(2), and when: at the start, in repairs, with few capabilities left.
             Self::UnprivilegedBpfOff => &[
                 ("facts", ALL_OF_IT),
                 ("tenant_map", ALL_OF_IT),
-                ("agent", ALL_OF_IT),
-                ("engines", ALL_OF_IT),
                 ("lifecycle", &["confined", "repair", "restart"]),
             ],
             // Where the hooks of processes are attached, found again and removed.
             Self::HybridCgroups => &[
-                ("agent", ALL_OF_IT),
-                ("engines", ALL_OF_IT),
                 ("steering", &["processes"]),
                 ("lifecycle", &["drain", "restart", "takeover"]),
             ],
             // Where pins are kept, found again and removed.
             Self::NoBpffs => &[
                 ("tenant_map", ALL_OF_IT),
-                ("agent", ALL_OF_IT),
-                ("engines", ALL_OF_IT),
                 (
                     "lifecycle",
                     &["drain", "map", "repair", "restart", "takeover"],
@@ -163,8 +158,6 @@ impl Variant {
                 ("facts", ALL_OF_IT),
                 ("steer", ALL_OF_IT),
                 ("tenant_map", ALL_OF_IT),
-                ("agent", ALL_OF_IT),
-                ("engines", ALL_OF_IT),
                 ("lifecycle", &["confined", "restart"]),
             ],
         };
@@ -226,14 +219,20 @@ mod tests {
             let mut crates = crates.iter();
             crates.any(|its| workspace::root().join(its).join(path).exists())
         };
-        for (program, modules) in ALL.into_iter().filter_map(Variant::suite).flatten() {
+        let chosen = ALL
+            .into_iter()
+            .filter_map(Variant::suite)
+            .flatten()
+            .copied();
+        let always = ALWAYS.map(|program| (program, ALL_OF_IT));
+        for (program, modules) in chosen.chain(always) {
             let main = if modules.is_empty() && is_there(&format!("{program}.rs")) {
                 format!("{program}.rs")
             } else {
                 format!("{program}/main.rs")
             };
             assert!(is_there(&main), "{program}");
-            for module in *modules {
+            for module in modules {
                 assert!(
                     is_there(&format!("{program}/{module}.rs")),
                     "{program} {module}"
