@@ -5,7 +5,6 @@ use std::{
     env,
     error::Error,
     fs,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -75,14 +74,14 @@ fn build() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A target directory of the kernel programs' own: cargo would wait for itself in the outer one.
-///
-/// Beside the profiles, so that all of them share it; named after the workspace, since several
-/// checkouts may share one target directory.
+/// Beside the profiles, so that all of them share what was built of the kernel programs.
 fn target_dir(out: &Path, workspace: &Path) -> PathBuf {
-    let mut hasher = DefaultHasher::new();
-    workspace.hash(&mut hasher);
-    // OUT_DIR is <target>/<profile>/build/<package>/out.
+    // OUT_DIR is <target>/<profile>/build/<package>/out; where a target was named, it is before the profile.
     let beside_profiles = out.ancestors().nth(4).unwrap_or(out);
-    beside_profiles.join(format!("bpf-{:016x}", hasher.finish()))
+    let named = env::var_os("TARGET");
+    let target = match beside_profiles.parent() {
+        Some(parent) if beside_profiles.file_name() == named.as_deref() => parent,
+        _ => beside_profiles,
+    };
+    bpf_toolchain::target_dir(target, workspace)
 }

@@ -6,6 +6,7 @@
 
 use std::{
     env, fmt, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -236,6 +237,15 @@ pub(crate) fn target(endian: &str) -> &'static str {
     } else {
         "bpfel-unknown-none"
     }
+}
+
+/// A target directory of the kernel programs' own, below the host's: cargo would wait for itself in that.
+///
+/// Named after the workspace, since several checkouts may share one target directory.
+pub(crate) fn target_dir(host: &Path, workspace: &Path) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    workspace.hash(&mut hasher);
+    host.join(format!("bpf-{:016x}", hasher.finish()))
 }
 
 /// Which bitcode a linker reads.

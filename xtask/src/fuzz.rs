@@ -29,6 +29,9 @@ const INSTRUMENTATION: &[&str] = &[
     "-Ccodegen-units=1",
 ];
 
+/// The profile of `--short`.
+pub(crate) const SHORT: &str = "short";
+
 /// Which targets, and for how long.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct FuzzArgs {
@@ -64,7 +67,7 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
         bail!("some targets make a network namespace or load kernel programs: run as root");
     }
     setup::ensure(Purpose::Build)?;
-    let profile = if args.short { "short" } else { "release" };
+    let profile = if args.short { SHORT } else { "release" };
     build(profile)?;
     let chosen = if args.target.is_empty() {
         &all
@@ -118,24 +121,25 @@ fn targets() -> Result<Vec<String>> {
 }
 
 fn build(profile: &str) -> Result<()> {
-    step::run(
-        workspace::cargo("build")
-            .args(["--quiet", "--profile", profile, "--locked", "--bins"])
-            // With a target named, build scripts and macros are not instrumented.
-            .args(["--target", &triple()])
-            .args([
-                "--manifest-path",
-                "fuzz/Cargo.toml",
-                "--target-dir",
-                "fuzz/target",
-            ])
-            .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\u{1f}")),
-    )
+    step::run(cargo("build", profile).args(["--quiet", "--locked", "--bins"]))
+}
+
+/// A cargo command for the targets, so made that all of them share what is built.
+pub(crate) fn cargo(verb: &str, profile: &str) -> Command {
+    let mut command = workspace::cargo(verb);
+    command
+        .args(["--manifest-path", "fuzz/Cargo.toml", "--profile", profile])
+        // With a target named, build scripts and macros are not instrumented.
+        .args(["--target", &triple()])
+        // The kernel programs are there already.
+        .arg("--target-dir")
+        .arg(workspace::target_dir())
+        .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\u{1f}"));
+    command
 }
 
 fn program(profile: &str, target: &str) -> Command {
-    let path = root()
-        .join("target")
+    let path = workspace::target_dir()
         .join(triple())
         .join(profile)
         .join(target);
@@ -146,7 +150,7 @@ fn program(profile: &str, target: &str) -> Command {
 
 /// What was found while fuzzing, beside what is committed.
 fn found(target: &str) -> Result<PathBuf> {
-    let directory = root().join("target/corpus").join(target);
+    let directory = workspace::target_dir().join("fuzz-corpus").join(target);
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     Ok(directory)

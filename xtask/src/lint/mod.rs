@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
     bpf_toolchain::{TOOLS, Toolchain},
+    fuzz,
     setup::{self, ENDIAN, Purpose},
     step::{self, seconds},
     workspace,
@@ -90,17 +91,16 @@ fn clippy() -> Result<()> {
     ]))
 }
 
-/// Their step of the CI builds them too, but long after a change to what they use could have been seen.
+/// Their step of the CI builds them too, but long after a change to what they use could have been seen. It
+/// finds there what libraries in C are built here.
 fn clippy_fuzz() -> Result<()> {
-    step::run(
-        workspace::cargo("clippy")
-            .args(["--quiet", "--locked", "--bins", "--manifest-path"])
-            .arg("fuzz/Cargo.toml")
-            // Shares what was checked of the workspace's dependencies.
-            .arg("--target-dir")
-            .arg(workspace::target_dir())
-            .args(["--", "--deny=warnings"]),
-    )
+    step::run(fuzz::cargo("clippy", fuzz::SHORT).args([
+        "--quiet",
+        "--locked",
+        "--bins",
+        "--",
+        "--deny=warnings",
+    ]))
 }
 
 fn clippy_kernel() -> Result<()> {

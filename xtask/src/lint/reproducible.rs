@@ -9,19 +9,29 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use object::{Object as _, ObjectSection as _};
 
 use super::tracked;
-use crate::{bpf_toolchain::Toolchain, setup::ENDIAN, step, workspace};
+use crate::{
+    bpf_toolchain::{self, Toolchain},
+    setup::ENDIAN,
+    step, workspace,
+};
 
 /// What is built from.
 const SOURCES: &[&str] = &["metadata-proxy-ebpf/", "metadata-proxy-common/"];
 
-/// Builds what is committed in two folders of different names and compares the objects.
+/// Builds in the workspace, where all others find what is built, and what is committed in a folder of another
+/// name and depth; compares the objects.
 pub(super) fn check() -> Result<()> {
-    let base = workspace::target_dir().join("reproducible");
-    let folders = ["a", "somewhere/else"].map(|name| base.join(name));
+    let root = workspace::root();
+    let target = workspace::target_dir();
+    let elsewhere = target.join("reproducible/somewhere/else");
     // Side by side: each is one crate after the other for most of its time.
     let [first, second] = thread::scope(|scope| {
-        let builds = folders.each_ref().map(|its| scope.spawn(|| build(its)));
-        builds.map(|build| {
+        let here = scope.spawn(|| build(&root, &bpf_toolchain::target_dir(&target, &root)));
+        let there = scope.spawn(|| {
+            copy(&elsewhere)?;
+            build(&elsewhere, &elsewhere.join("target"))
+        });
+        [here, there].map(|build| {
             build
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -38,10 +48,10 @@ pub(super) fn check() -> Result<()> {
         "the kernel programs depend on the folder they are built in: {}",
         differing.join(", ")
     );
-    fs::remove_dir_all(&base).context("cannot remove the copies")?;
+    fs::remove_dir_all(&elsewhere).context("cannot remove the copy")?;
     let bytes: usize = first.values().map(Vec::len).sum();
     println!(
-        "    {} sections, {bytes} bytes, the same from two folders",
+        "    {} sections, {bytes} bytes, the same from another folder",
         first.len()
     );
     Ok(())
@@ -69,8 +79,8 @@ fn sections(object: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(sections)
 }
 
-/// Copies the sources into a folder and builds there, from nothing.
-fn build(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+/// Copies what is committed into a folder, and nothing that was built from it.
+fn copy(folder: &Path) -> Result<()> {
     let root = workspace::root();
     if folder.exists() {
         fs::remove_dir_all(folder).context("cannot remove an old copy")?;
@@ -95,15 +105,18 @@ fn build(folder: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
         }
     });
     let text = lines.collect::<Vec<_>>().join("\n");
-    fs::write(&manifest, text).context("cannot write the copy")?;
-    let toolchain = Toolchain::find(&root, ENDIAN)
+    fs::write(&manifest, text).context("cannot write the copy")
+}
+
+/// Builds the kernel programs of a folder in a target directory.
+fn build(folder: &Path, target: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let toolchain = Toolchain::find(&workspace::root(), ENDIAN)
         .map_err(|missing| anyhow!("{missing}; run `cargo xtask setup`"))?;
-    let target = folder.join("target");
     step::run(
         toolchain
             .cargo("build", env::consts::ARCH, folder)
             .args(["--quiet", "--release", "--locked", "--target-dir"])
-            .arg(&target)
+            .arg(target)
             .current_dir(folder.join("metadata-proxy-ebpf")),
     )?;
     let object = target.join(toolchain.target).join("release/metadata-proxy");

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::Seccomp;
 
@@ -63,8 +63,9 @@ pub(super) fn drop_capabilities() -> anyhow::Result<()> {
 /// Lets the allocator start its thread, which it would otherwise have started before `main`, with
 /// every capability.
 pub(super) fn start_allocator_thread() {
+    #[cfg(feature = "jemalloc")]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
-        warn!(%error, "freed memory goes back late: the allocator has no thread");
+        tracing::warn!(%error, "freed memory goes back late: the allocator has no thread");
     }
 }
 
