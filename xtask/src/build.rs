@@ -52,6 +52,11 @@ impl BuildArgs {
         release: true,
         debug: false,
     };
+
+    /// Where cargo puts it.
+    fn directory(self) -> PathBuf {
+        workspace::target_dir().join(if self.debug { "debug" } else { "release" })
+    }
 }
 
 /// What was built.
@@ -89,12 +94,10 @@ pub(crate) fn beside_agent(program: &str) -> Result<(PathBuf, Command)> {
 /// Builds everything that is installed on a node.
 pub(crate) fn build(args: BuildArgs) -> Result<Built> {
     setup::ensure(Purpose::Build)?;
-    let target = workspace::target_dir();
     let package = ["--package", "metadata-proxy"];
-    let directory = if args.debug {
+    if args.debug {
         // As `cargo test` builds them for the tests that start them.
         step::run(workspace::cargo("build").args(package).arg("--bins"))?;
-        target.join("debug")
     } else {
         let agent = ["--release", "--bin", "metadata-proxy"];
         step::run(
@@ -109,15 +112,20 @@ pub(crate) fn build(args: BuildArgs) -> Result<Built> {
                 .args(stand_in)
                 .args(STAND_IN_FLAGS),
         )?;
-        target.join("release")
-    };
-    let stand_in = target.join("standin").join(STAND_IN);
-    replace(&directory.join(STAND_IN), &stand_in)?;
-    let agent = directory.join("metadata-proxy");
+    }
+    let stand_in = place_stand_in(args)?;
+    let agent = args.directory().join("metadata-proxy");
     if !args.debug {
         pgo::warn_if_stale(&agent);
     }
     Ok(Built { agent, stand_in })
+}
+
+/// Puts the stand-in that was built where it can be put first on PATH.
+pub(crate) fn place_stand_in(args: BuildArgs) -> Result<PathBuf> {
+    let stand_in = workspace::target_dir().join("standin").join(STAND_IN);
+    replace(&args.directory().join(STAND_IN), &stand_in)?;
+    Ok(stand_in)
 }
 
 /// Replaces the file, since a running program cannot be written to.

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     build::{self, BuildArgs},
     setup::{self, Purpose},
+    step,
     workspace::{self, is_root},
 };
 
@@ -73,11 +74,21 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
             );
         }
         setup::ensure(Purpose::Test)?;
-        // The tests start these as processes; cargo builds them for nobody but us.
-        build::build(BuildArgs::DEBUG)?;
+        // The tests start what is installed, as processes.
+        if args.root {
+            build::build(BuildArgs::DEBUG)?;
+        } else {
+            // Cargo builds them for the agent's own tests, with what features all of the workspace asks for.
+            step::run(selected(args).arg("--no-run"))?;
+            build::place_stand_in(BuildArgs::DEBUG)?;
+        }
     }
 
-    let mut outcome = watch(&mut selected(args))?;
+    let mut tests = selected(args);
+    if let Some(filter) = &args.filter {
+        tests.args(["--", filter]);
+    }
+    let mut outcome = watch(&mut tests)?;
     if !args.unit && !args.root && args.filter.is_none() {
         outcome.include(measure_stand_in()?);
     }
@@ -101,6 +112,7 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     Ok(())
 }
 
+/// Cargo's tests, of those crates that were asked for.
 fn selected(args: &TestArgs) -> Command {
     let mut command = workspace::cargo("test");
     command.arg("--no-fail-fast");
@@ -112,9 +124,6 @@ fn selected(args: &TestArgs) -> Command {
     if args.unit {
         command.args(["--exclude", ROOT_SUITE]);
     }
-    if let Some(filter) = &args.filter {
-        command.args(["--", filter]);
-    }
     command
 }
 
@@ -123,14 +132,8 @@ fn measure_stand_in() -> Result<Outcome> {
     let built = build::build(BuildArgs::RELEASE)?;
     watch(
         workspace::cargo("test")
-            .args([
-                "--package",
-                "metadata-proxy",
-                "--test",
-                "standin",
-                "--",
-                "--ignored",
-            ])
+            // One test of one crate; for that crate alone, it would be built once more.
+            .args(["--workspace", "--test", "standin", "--", "--ignored"])
             .env("STANDIN", built.stand_in),
     )
 }

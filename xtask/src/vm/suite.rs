@@ -38,8 +38,9 @@ pub(super) enum Role {
 
 /// The crate of PID 1, whose tests are those of the guest.
 const GUEST: &str = "metadata-proxy-vm-init";
-/// The crates whose tests run on the host as well.
-const SUITES: [&str; 2] = ["metadata-proxy", "metadata-proxy-tests"];
+/// The folders of the crates whose tests are run, in this order: that one's, and those whose tests run on the
+/// host as well.
+const SUITES: [&str; 3] = ["tests/init", "metadata-proxy", "tests"];
 /// Tests of theirs that are not about the kernel, and would take minutes in each guest: cloud-init
 /// and a container's root need a whole system around them (`vm-guest` boots one), the fixtures are what `guest` is here, and
 /// the others compare words or, beside haproxy, measure.
@@ -62,34 +63,49 @@ pub(super) fn init() -> anyhow::Result<PathBuf> {
     Ok(init.path.clone())
 }
 
-/// Builds the tests: first those of the guest, then those of the agent.
+/// Builds the tests: first those of the guest, then those of the agent. All of the workspace's, since
+/// what crates have in common would be built otherwise for a few of them.
 pub(super) fn tests() -> anyhow::Result<Vec<TestProgram>> {
+    let arguments = ["test", "--no-run", "--workspace", "--test", "*"];
+    let built = build(&arguments, "test", false)?;
     let mut all = Vec::new();
-    for package in std::iter::once(GUEST).chain(SUITES) {
-        let arguments = ["test", "--no-run", "--package", package, "--test", "*"];
-        let mut found = build(&arguments, "test", false)?;
-        found.retain(|test| {
-            !NOT_FOR_GUESTS
-                .iter()
-                .any(|name| test.name.starts_with(name))
-        });
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        for test in &mut found {
-            test.role = match (package, test.name.as_str()) {
-                (GUEST, "guest") => Role::Guest,
-                (GUEST, "old_kernel") => Role::OldKernel,
-                (GUEST, "privileges") => Role::Privileges,
-                (GUEST, "facts") | ("metadata-proxy" | "metadata-proxy-tests", _) => Role::Suite,
-                (_, other) => bail!("{other} is a test of {package} that no guest would run"),
+    for folder in SUITES {
+        let manifest = workspace::root().join(folder).join("Cargo.toml");
+        let mut found: Vec<_> = built
+            .iter()
+            .filter(|program| program.manifest == manifest)
+            .filter(|program| !NOT_FOR_GUESTS.iter().any(|no| program.name.starts_with(no)))
+            .collect();
+        found.sort_by_key(|program| &program.name);
+        for program in found {
+            let role = match (folder, program.name.as_str()) {
+                ("tests/init", "guest") => Role::Guest,
+                ("tests/init", "old_kernel") => Role::OldKernel,
+                ("tests/init", "privileges") => Role::Privileges,
+                ("tests/init", "facts") | ("metadata-proxy" | "tests", _) => Role::Suite,
+                (_, other) => bail!("{other} is a test of {folder} that no guest would run"),
             };
+            all.push(TestProgram {
+                name: program.name.clone(),
+                path: program.path.clone(),
+                role,
+            });
         }
-        all.extend(found);
     }
     Ok(all)
 }
 
+/// What cargo has built.
+#[derive(Debug)]
+struct Built {
+    name: String,
+    path: PathBuf,
+    /// Of its crate.
+    manifest: PathBuf,
+}
+
 /// Builds, and lists the executables of `kind` that came of it.
-fn build(arguments: &[&str], kind: &str, is_static: bool) -> anyhow::Result<Vec<TestProgram>> {
+fn build(arguments: &[&str], kind: &str, is_static: bool) -> anyhow::Result<Vec<Built>> {
     let (verb, rest) = arguments.split_first().context("cargo needs a verb")?;
     let mut cargo = workspace::cargo(verb);
     cargo
@@ -107,13 +123,13 @@ fn build(arguments: &[&str], kind: &str, is_static: bool) -> anyhow::Result<Vec<
         if let Some(path) = message["executable"].as_str()
             && kinds.is_some_and(|kinds| kinds.iter().any(|found| found == kind))
         {
-            let name = message["target"]["name"]
-                .as_str()
-                .context("a target has a name")?;
-            programs.push(TestProgram {
-                name: name.to_owned(),
-                path: PathBuf::from(path),
-                role: Role::Given,
+            let text = |value: &Value| value.as_str().map(str::to_owned);
+            programs.push(Built {
+                name: text(&message["target"]["name"]).context("a target has a name")?,
+                path: path.into(),
+                manifest: text(&message["manifest_path"])
+                    .context("a target has a manifest")?
+                    .into(),
             });
         }
     }
