@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::{
     Found, Item,
+    cargo_tools::BUILT_QUICKLY,
     debian::{Packages, Wanted, find_program},
 };
 use crate::{
@@ -139,6 +140,8 @@ fn linker(packages: &mut Packages, root: &Path, compilers: &[Compiler]) -> Resul
                 .arg(root.join(TOOLS))
                 .env("LLVM_PREFIX", &prefix)
                 .env(format!("LLVM_SYS_{llvm}1_PREFIX"), &prefix)
+                // Its work is LLVM's.
+                .envs(BUILT_QUICKLY)
                 // A target directory of its own, removed afterwards.
                 .env_remove("CARGO_TARGET_DIR"),
         )?;

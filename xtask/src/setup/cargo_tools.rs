@@ -24,11 +24,11 @@ pub(super) const CYCLONEDX: CargoTool = CargoTool {
 };
 
 /// What is run for seconds is not worth the minutes that the best code takes.
-const BUILT_QUICKLY: [(&str, &str); 4] = [
-    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+pub(super) const BUILT_QUICKLY: [(&str, &str); 4] = [
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "256"),
     ("CARGO_PROFILE_RELEASE_DEBUG", "false"),
     ("CARGO_PROFILE_RELEASE_LTO", "off"),
-    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
 ];
 
 impl CargoTool {
