@@ -12,6 +12,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use nix::sys::socket::{MsgFlags, sendmsg};
@@ -219,6 +220,14 @@ impl<S: AsFd> AsFd for LazySocket<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// Has a connection end with a reset as soon as it is closed, whatever is under way: nothing of it stays, not
+/// even in the kernel, which would keep a socket, and with it its namespace, until the peer has said
+/// farewell.
+pub(crate) fn reset_on_close(socket: &impl AsFd) {
+    // Without it the kernel closes in its own time.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
 fn send(socket: &impl AsFd, bufs: &[IoSlice<'_>], last: bool) -> io::Result<usize> {

@@ -3,8 +3,11 @@
 //! A test that needs root and has none fails the run, and so does one that was skipped.
 
 use std::{
+    env,
     io::{BufRead as _, BufReader, IsTerminal as _, Write as _, stdout},
+    num::NonZeroUsize,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -32,6 +35,9 @@ pub(crate) struct TestArgs {
     /// Runs only tests whose names contain this
     filter: Option<String>,
 }
+
+/// How many tests of a program run at once; whoever has set it knows better.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// Part of the reason of a test that is ignored here because another verb runs it.
 const ELSEWHERE: &str = "cargo xtask ";
@@ -116,6 +122,11 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
 fn selected(args: &TestArgs) -> Command {
     let mut command = workspace::cargo("test");
     command.arg("--no-fail-fast");
+    // Most tests wait for something most of the time.
+    if env::var_os(THREADS).is_none() {
+        let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        command.env(THREADS, (2 * processors).to_string());
+    }
     if args.root {
         command.args(["--package", ROOT_SUITE]);
     } else {

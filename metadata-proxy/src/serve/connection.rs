@@ -19,7 +19,7 @@ use crate::{
     admission::ConnectionToken,
     identity::{GuestAddress, Identity, Refused},
     listener::{Acceptor, Caller},
-    netns,
+    netns, socket,
     tenants::Service,
 };
 
@@ -151,7 +151,7 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                     node.metrics.refused(refusal.label());
                     debug!(tenant = %service.tenant, guest = %address, %refusal,
                         "connection refused");
-                    return;
+                    return turn_away(&stream);
                 }
             };
             let guest = Guest {
@@ -174,11 +174,19 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
             service.counters.refused.fetch_add(1, Ordering::Relaxed);
             node.metrics.refused(refused.label());
             warn!(tenant = %service.tenant, %peer, %refused, "connection refused");
+            turn_away(&stream);
             if refused.is_of_the_map() {
                 service.call();
             }
         }
     }
+}
+
+/// Has a connection that is not served end with a reset: a farewell would have to be acknowledged. Where
+/// the tenant is going, its guests are steered here no more, and nobody would hear that; the kernel
+/// would say farewell again and again, for a minute and a half, and keep the namespace for it.
+fn turn_away(stream: &TcpStream) {
+    socket::reset_on_close(stream);
 }
 
 /// Step one: who is it?

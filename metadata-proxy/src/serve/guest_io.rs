@@ -24,7 +24,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::length_watch::LengthWatch;
-use crate::{listener, socket::LazySocket, tenants::Farewells};
+use crate::{
+    listener,
+    socket::{self, LazySocket},
+    tenants::Farewells,
+};
 
 /// A socket with a bound on how long a write may stand still.
 pub(super) struct GuestIo<'a> {
@@ -129,12 +133,9 @@ impl<'a> GuestIo<'a> {
         let _ = self.socket.try_send(bytes);
     }
 
-    /// Closes at once, whatever is under way: nothing of the connection stays, not even in the
-    /// kernel, which would keep a socket, and with it its namespace, until the guest has said
-    /// farewell.
+    /// Closes at once, with a reset.
     pub(super) fn reset(self) {
-        // Without it the kernel closes in its own time.
-        let _ = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO));
+        socket::reset_on_close(&self.socket);
     }
 
     /// Passes on what a write says; a write that stands still fails when patience is over.

@@ -62,6 +62,31 @@ fn a_namespace_deleted_under_load_is_let_go_at_once() {
     drop((waiting, idle));
 }
 
+/// Who is refused because the tenant is going could not acknowledge a farewell any more: the kernel would
+/// repeat it for a minute and a half, and keep the namespace.
+#[test]
+fn of_a_connection_that_is_refused_nothing_stays_in_the_namespace() {
+    let stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
+    let cookie = tenant_map::cookie(&tenant.netns).unwrap();
+    tenant_map::delete(&stage.node, cookie).unwrap();
+    let mut connection = Connection::v4(tenant.guest()).unwrap();
+    // This side stays open.
+    assert_eq!(connection.rest().unwrap(), b"");
+    let refused = "metadata_proxy_connections_refused_total";
+    assert!(
+        stage
+            .agent
+            .metric(refused, &[("reason", "no_tenant")])
+            .unwrap()
+            >= 1.0
+    );
+    let port = connection.local().unwrap().port();
+    let mut ss = tenant.netns.command("ss").unwrap();
+    let left = ss.args(["-Htan", &format!("dport = :{port}")]).output();
+    assert_eq!(String::from_utf8_lossy(&left.unwrap().stdout), "");
+}
+
 #[test]
 fn a_namespace_made_again_under_its_name_is_a_new_tenant() {
     let stage = Stage::new();
