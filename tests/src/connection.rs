@@ -71,9 +71,11 @@ impl Connection {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))
                 .context("no socket")?;
             prepare(&socket).context("cannot prepare the socket")?;
-            socket
-                .connect_timeout(&to.into(), PATIENCE)
-                .with_context(|| format!("cannot connect to {to}"))?;
+            match socket.connect_timeout(&to.into(), PATIENCE) {
+                // It was there, and is closed before this end has noticed: who reads is told so.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                connected => connected.with_context(|| format!("cannot connect to {to}"))?,
+            }
             Ok(socket.into())
         })?;
         stream
@@ -225,7 +227,7 @@ impl Connection {
                 self.unread.extend_from_slice(&buffer[..length]);
                 Ok(true)
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) if is_closed(&error) => Ok(false),
             Err(error) => Err(error).with_context(|| format!("after {:?}", self.text())),
         }
     }
@@ -233,6 +235,14 @@ impl Connection {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.unread).into_owned()
     }
+}
+
+/// Whether the other side has closed with a reset, be it that this was told before.
+fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 /// The metadata service over IPv6, as a guest's namespace sees it.
