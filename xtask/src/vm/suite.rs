@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use super::command;
@@ -76,6 +76,7 @@ pub(super) fn tests() -> anyhow::Result<Vec<TestProgram>> {
             .filter(|program| program.manifest == manifest)
             .filter(|program| !NOT_FOR_GUESTS.iter().any(|no| program.name.starts_with(no)))
             .collect();
+        ensure!(!found.is_empty(), "there are no tests in {folder}");
         found.sort_by_key(|program| &program.name);
         for program in found {
             let role = match (folder, program.name.as_str()) {
