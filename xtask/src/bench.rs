@@ -34,6 +34,10 @@ pub(crate) struct BenchArgs {
     /// limit, kernel, idle, scale or profile (flame graphs, only if named); can be given more than once
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Compares the agent with another build of it, in pairs, and measures nothing else: what a change
+    /// of the code is worth
+    #[arg(long, value_name = "AGENT", conflicts_with_all = ["only", "json"])]
+    against: Option<PathBuf>,
 }
 
 /// Runs the verb; a full run writes `docs/benchmarks.md`.
@@ -61,6 +65,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     for name in &args.only {
         command.args(["--only", name]);
+    }
+    if let Some(other) = &args.against {
+        command.arg("--against").arg(other);
     }
     let status = step::status(&mut command)?;
     match status.code() {

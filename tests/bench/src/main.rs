@@ -50,6 +50,9 @@ pub(crate) struct Arguments {
     /// Tenants at most
     #[arg(long, value_name = "COUNT", default_value_t = 5000)]
     tenants: usize,
+    /// Compares the agent with this other build of it, in pairs, and measures nothing else
+    #[arg(long, value_name = "AGENT", conflicts_with_all = ["only", "json"])]
+    against: Option<PathBuf>,
     /// Measures only these rows of the table
     #[arg(long, value_name = "NAME", value_enum)]
     only: Vec<Row>,
@@ -91,6 +94,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
         stage
             .run(&lab, &mut report)
             .with_context(|| format!("while measuring {}", stage.name()))?;
+    }
+    if arguments.against.is_some() {
+        return Ok(true);
     }
     progress.finish();
     let (busy, stolen) = Machine::now()?.shares_since(machine);

@@ -49,8 +49,13 @@ pub(crate) struct Ours {
 impl Ours {
     /// Starts it, and does not wait.
     pub(crate) fn start(lab: &Lab<'_>, node: &Node, via: Via) -> Result<Self> {
+        Self::start_build(lab, node, via, &lab.arguments.agent)
+    }
+
+    /// Starts this build of it, and does not wait.
+    pub(crate) fn start_build(lab: &Lab<'_>, node: &Node, via: Via, binary: &Path) -> Result<Self> {
         let upstream = &lab.upstream;
-        Self::start_with(lab, node, |builder| match via {
+        Self::start_with(node, binary, |builder| match via {
             Via::AgentSocket => builder.upstream_agent(upstream.socket()),
             Via::PooledUnix => {
                 builder.upstream_http(&format!("unix:{}", upstream.http_socket().display()))
@@ -61,17 +66,18 @@ impl Ours {
 
     /// Starts one that answers by itself from this file of instances, and does not wait.
     pub(crate) fn start_embedded(lab: &Lab<'_>, node: &Node, instances: &Path) -> Result<Self> {
-        Self::start_with(lab, node, |builder| builder.upstream_embedded(instances))
+        let binary = &lab.arguments.agent;
+        Self::start_with(node, binary, |builder| builder.upstream_embedded(instances))
     }
 
     fn start_with(
-        lab: &Lab<'_>,
         node: &Node,
+        binary: &Path,
         upstream: impl FnOnce(Builder) -> Builder,
     ) -> Result<Self> {
         let (journal, stream) = Journal::start()?;
         let builder = Agent::builder(node)
-            .binary(&lab.arguments.agent)
+            .binary(binary)
             .set("log.level", quoted("info"))
             .log_to(stream);
         Ok(Self {

@@ -16,12 +16,12 @@ use crate::{
 };
 
 /// Busy tenants, at most.
-const TENANTS: usize = 16;
+pub(super) const TENANTS: usize = 16;
 /// Connections at once, shared out among the busy tenants.
-const CONNECTIONS: usize = 32;
-const MODES: [Mode; 2] = [Mode::Close, Mode::Keep];
-const BUSY: [usize; 2] = [1, TENANTS];
-const READY_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const CONNECTIONS: usize = 32;
+pub(super) const MODES: [Mode; 2] = [Mode::Close, Mode::Keep];
+pub(super) const BUSY: [usize; 2] = [1, TENANTS];
+pub(super) const READY_WITHIN: Duration = Duration::from_secs(30);
 /// Share of requests that may fail before a number is none.
 const FAILURES: f64 = 0.001;
 
@@ -240,7 +240,7 @@ fn ask(
     Ok(outcome)
 }
 
-fn check<T>(outcome: &Outcome<T>) -> Result<()> {
+pub(super) fn check<T>(outcome: &Outcome<T>) -> Result<()> {
     let failed = load::count(outcome.failed);
     ensure!(
         outcome.answered > 0 && failed <= FAILURES * load::count(outcome.answered),
@@ -409,7 +409,7 @@ impl Cell {
     }
 }
 
-fn title(busy: usize, mode: Mode) -> String {
+pub(super) fn title(busy: usize, mode: Mode) -> String {
     let tenants = if busy == 1 {
         "1 tenant".to_owned()
     } else {

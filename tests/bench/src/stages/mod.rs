@@ -1,5 +1,6 @@
 //! What is measured, in stages: each makes the namespaces it needs, measures in turn, and is gone.
 
+mod against;
 mod busy;
 mod crowded;
 mod kernel;
@@ -64,6 +65,8 @@ pub(crate) enum Stage {
     Profile,
     /// What the compiler is shown; only if asked for.
     Training,
+    /// Another build of the agent; then nothing else is measured.
+    Against,
 }
 
 impl Stage {
@@ -74,6 +77,7 @@ impl Stage {
             Self::Kernel => "the kernel programs",
             Self::Profile => "where the time goes",
             Self::Training => "what the compiler is shown",
+            Self::Against => "two builds",
         }
     }
 
@@ -96,6 +100,7 @@ impl Stage {
             Self::Kernel => &[Row::Kernel],
             Self::Profile => &[Row::Profile],
             Self::Training => &[Row::Training],
+            Self::Against => &[],
         }
     }
 
@@ -107,6 +112,7 @@ impl Stage {
             Self::Kernel => kernel::seconds(arguments),
             Self::Profile => profile::SECONDS,
             Self::Training => training::SECONDS,
+            Self::Against => against::seconds(arguments),
         }
     }
 
@@ -118,12 +124,20 @@ impl Stage {
             Self::Kernel => kernel::run(lab, report),
             Self::Profile => profile::run(lab),
             Self::Training => training::run(lab),
+            Self::Against => lab
+                .arguments
+                .against
+                .as_deref()
+                .map_or(Ok(()), |other| against::run(lab, other)),
         }
     }
 }
 
 /// The stages that measure what was asked for.
 pub(crate) fn chosen(arguments: &Arguments) -> Vec<Stage> {
+    if arguments.against.is_some() {
+        return vec![Stage::Against];
+    }
     let is_wanted = |stage: &Stage| stage.rows().iter().any(|row| arguments.wants(*row));
     [
         Stage::Busy,
