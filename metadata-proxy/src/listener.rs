@@ -5,16 +5,22 @@
 //! refused by [`Caller::dialled_metadata`].
 
 use std::{
-    fs, io,
-    mem::MaybeUninit,
+    fs,
+    future::poll_fn,
+    io,
+    mem::{MaybeUninit, offset_of},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use metadata_proxy_common::{METADATA_PORT, METADATA_V4, METADATA_V6};
 use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, SockRef, Socket, Type};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::coop,
+};
 
 use crate::{
     kernel::{KernelRelease, NetnsCookie},
@@ -68,6 +74,10 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(BACKLOG)?;
+    // Accepted sockets inherit this too, if it is said of a socket that listens: a request is
+    // acknowledged by its answer, unless that takes the kernel's 40 ms. Without this the first one of
+    // each connection is acknowledged by a packet of its own. haproxy does so too (`tcp-smart-accept`).
+    socket.set_tcp_quickack(false)?;
     if !shared_sockets_can_be_assigned() {
         socket.set_reuse_port(false)?;
     }
@@ -154,7 +164,11 @@ pub fn netns_cookie() -> io::Result<NetnsCookie> {
 
 /// A listener that is watched by the runtime of one thread. What it accepts is not, until it has to
 /// be waited for.
-pub struct Acceptor(AsyncFd<mio::net::TcpListener>);
+pub struct Acceptor {
+    watched: AsyncFd<mio::net::TcpListener>,
+    /// Of those that waited when the kernel was last asked, how many were not accepted since.
+    waiting: AtomicU32,
+}
 
 impl Acceptor {
     /// Watches a listener that does not block.
@@ -165,16 +179,45 @@ impl Acceptor {
         let listener = mio::net::TcpListener::from_std(listener);
         // SAFETY: the listener owns its descriptor, and is not closed before it is forgotten.
         let watched = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
-        Ok(Self(watched?))
+        Ok(Self {
+            watched: watched?,
+            waiting: AtomicU32::new(0),
+        })
     }
 
     /// Waits for a connection; it does not block.
     ///
+    /// Who accepts until nobody waits learns that by an accept(2) that fails, for which the kernel
+    /// makes a socket and a file first, and takes them down again: six times as dear as asking how
+    /// many wait.
+    ///
     /// # Errors
     /// What the system says.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let Self(watched) = self;
-        watched.async_io(Interest::READABLE, accept).await
+        loop {
+            let mut ready = self.watched.readable().await?;
+            // Counted as the runtime counts its own, so that others have their turn.
+            let turn = poll_fn(coop::poll_proceed).await;
+            let Ok(accepted) = ready.try_io(|watched| accept(watched.get_ref())) else {
+                self.waiting.store(0, Ordering::Relaxed);
+                continue;
+            };
+            turn.made_progress();
+            if accepted.is_ok() && self.was_last() {
+                // Who comes from now on is told to the runtime anew.
+                ready.clear_ready();
+            }
+            return accepted;
+        }
+    }
+
+    /// Counts one that was accepted, and says if nobody waits any more. The kernel is asked again
+    /// only when all that it spoke of are accepted.
+    fn was_last(&self) -> bool {
+        let known = self.waiting.load(Ordering::Relaxed).saturating_sub(1);
+        let waiting = if known == 0 { self.backlog() } else { known };
+        self.waiting.store(waiting, Ordering::Relaxed);
+        waiting == 0
     }
 
     /// Accepts a connection that waits already, whether or not the runtime has heard of it.
@@ -182,13 +225,36 @@ impl Acceptor {
     /// # Errors
     /// What the system says; `EAGAIN` if none waits.
     pub fn accept_waiting(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        accept(self.0.get_ref())
+        accept(self.watched.get_ref())
+    }
+
+    /// How many connections wait to be accepted: what `TCP_INFO` of a listener says in place of
+    /// unacknowledged segments (`tcp_get_info`).
+    fn backlog(&self) -> u32 {
+        const AT: usize = offset_of!(libc::tcp_info, tcpi_unacked) / size_of::<u32>();
+        // No more of it than that: what a kernel has added since makes no difference.
+        let mut info = [0_u32; AT + 1];
+        let Ok(mut len) = libc::socklen_t::try_from(size_of_val(&info)) else {
+            return 1;
+        };
+        // SAFETY: the buffer has `len` bytes.
+        let result = unsafe {
+            libc::getsockopt(
+                self.as_fd().as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        // Where it is not told, the next accept(2) finds out.
+        if result == 0 { info[AT] } else { 1 }
     }
 }
 
 impl AsFd for Acceptor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.get_ref().as_fd()
+        self.watched.get_ref().as_fd()
     }
 }
 
@@ -327,6 +393,10 @@ fn original_destination(stream: &impl AsFd, local: SocketAddr) -> Option<SocketA
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
 
     fn caller(local: &str, peer: &str, original: Option<&str>) -> Caller {
@@ -367,5 +437,55 @@ mod tests {
         );
         assert_eq!(caller.netns, netns::cookie_of(&client).unwrap());
         assert!(caller.dialled_metadata());
+    }
+
+    fn connect(listener: &TcpListener) -> TcpStream {
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_accepted_and_who_comes_later_too() {
+        let listener = bind(0).unwrap();
+        let second = listener.try_clone().unwrap();
+        let acceptor = Acceptor::new(listener).unwrap();
+        for crowd in [1, 3, 2] {
+            let waiting: Vec<_> = (0..crowd).map(|_| connect(&second)).collect();
+            assert_eq!(acceptor.backlog(), crowd);
+            for guest in &waiting {
+                let (_, peer) = acceptor.accept().await.unwrap();
+                assert_eq!(canonical(peer), guest.local_addr().unwrap());
+            }
+            assert_eq!(acceptor.waiting.load(Ordering::Relaxed), 0);
+            let moment = Duration::from_millis(20);
+            assert!(timeout(moment, acceptor.accept()).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn whom_somebody_else_accepts_is_not_waited_for() {
+        let listener = bind(0).unwrap();
+        let second = listener.try_clone().unwrap();
+        let acceptor = Acceptor::new(listener).unwrap();
+        let guests: Vec<_> = (0..3).map(|_| connect(&second)).collect();
+        acceptor.accept().await.unwrap();
+        // By a process that takes over, from the same socket.
+        second.accept().unwrap();
+        second.accept().unwrap();
+        let moment = Duration::from_millis(20);
+        assert!(timeout(moment, acceptor.accept()).await.is_err());
+        let late = connect(&second);
+        let (_, peer) = acceptor.accept().await.unwrap();
+        assert_eq!(canonical(peer), late.local_addr().unwrap());
+        drop(guests);
+    }
+
+    #[test]
+    fn a_request_is_acknowledged_by_its_answer() {
+        let listener = bind(0).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _guest = connect(&listener);
+        let (stream, _) = listener.accept().unwrap();
+        assert!(!SockRef::from(&stream).tcp_quickack().unwrap());
     }
 }

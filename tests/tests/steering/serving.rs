@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use metadata_proxy_tests::stage::{
     Stage, assert_guest_served, assert_identified, assert_not_served, assert_served,
-    assert_served_twice,
+    assert_served_twice, exchange,
 };
 
 #[test]
@@ -213,4 +213,37 @@ fn a_guest_that_sends_ip_options_is_served() {
     .unwrap();
     assert_eq!(connection.get("/").unwrap().status, 200);
     assert!(stage.outcome("steered_syn") >= 1);
+}
+
+/// TCP segments that the calling thread's namespace has sent.
+fn segments_sent() -> u64 {
+    let counts = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = counts
+        .lines()
+        .filter_map(|line| line.strip_prefix("Tcp: "))
+        .map(|line| line.split(' '));
+    let (mut names, mut values) = (lines.next().unwrap(), lines.next().unwrap());
+    let at = names.position(|name| name == "OutSegs").unwrap();
+    values.nth(at).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_request_is_acknowledged_by_its_answer() {
+    const CONNECTIONS: u64 = 40;
+    // The handshake's, the answer with our end of the connection, and what acknowledges the guest's.
+    const SEGMENTS: u64 = 3;
+    let stage = Stage::new();
+    let tenant = stage.tenant(Kind::Router);
+    let sent = || tenant.netns.run(|| Ok(segments_sent())).unwrap();
+    let before = sent();
+    for _ in 0..CONNECTIONS {
+        let request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(exchange(tenant.guest(), request).status, 200);
+    }
+    let sent = sent() - before;
+    // An answer that takes longer than 40 ms comes after an acknowledgement; and an audit may look.
+    assert!(
+        sent < CONNECTIONS * SEGMENTS + CONNECTIONS / 2,
+        "{sent} segments for {CONNECTIONS} connections"
+    );
 }
