@@ -3,12 +3,21 @@
 //!
 //! Counted with tokens that give back when dropped. Memory is bounded by the cap on connections:
 //! an address is known only while it has one.
+//!
+//! Every connection passes here four times, so the counts are kept in shards, each tenant's in one: the
+//! worker that serves a tenant has its shard's memory near, and seldom meets another worker there. Only
+//! how many connections there are on the node is counted in one place.
 
 use std::{
+    array,
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
+use foldhash::fast::RandomState;
 use slab::Slab;
 
 use crate::identity::{GuestAddress, Tenant};
@@ -90,17 +99,25 @@ pub struct LimitsSnapshot {
     pub refused: [u64; 4],
 }
 
+/// More than workers, so that two of them seldom want the same at once.
+const SHARDS: usize = 64;
+
 /// Counts connections and requests against [`Caps`].
 pub struct Limits {
-    state: Mutex<State>,
+    /// Connections of all shards.
+    connections: AtomicU32,
+    shards: [Shard; SHARDS],
 }
+
+/// Counts of some tenants, in cache lines of their own.
+#[repr(align(128))]
+struct Shard(Mutex<State>);
 
 struct State {
     caps: Caps,
-    connections: u32,
     requests: u32,
-    tenants: HashMap<Tenant, u32>,
-    guests: HashMap<(Tenant, GuestAddress), usize>,
+    tenants: HashMap<Tenant, u32, RandomState>,
+    guests: HashMap<(Tenant, GuestAddress), usize, RandomState>,
     counts: Slab<Guest>,
     refused: [u64; 4],
 }
@@ -116,21 +133,16 @@ impl Limits {
     #[must_use]
     pub fn new(caps: Caps) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State {
-                caps,
-                connections: 0,
-                requests: 0,
-                tenants: HashMap::new(),
-                guests: HashMap::new(),
-                counts: Slab::new(),
-                refused: [0; 4],
-            }),
+            connections: AtomicU32::new(0),
+            shards: array::from_fn(|_| Shard::new(caps)),
         })
     }
 
     /// Puts other caps in force; what is open beyond them stays open.
     pub fn set_caps(&self, caps: Caps) {
-        self.state().caps = caps;
+        for shard in &self.shards {
+            shard.state().caps = caps;
+        }
     }
 
     /// Counts a connection until the token is dropped. `of_tenant` is the tenant's own cap, if it
@@ -144,28 +156,58 @@ impl Limits {
         guest: GuestAddress,
         of_tenant: Option<u32>,
     ) -> Result<ConnectionToken, Refusal> {
-        let at = self.state().connect((tenant, guest), of_tenant)?;
+        let shard = shard_of(tenant);
+        let mut state = self.shards[shard].state();
+        let at = state.connect((tenant, guest), of_tenant, &self.connections)?;
         Ok(ConnectionToken {
             limits: Arc::clone(self),
-            at,
+            place: Place { shard, at },
         })
     }
 
     /// What is open.
     #[must_use]
     pub fn snapshot(&self) -> LimitsSnapshot {
-        let state = self.state();
-        LimitsSnapshot {
-            connections: state.connections,
-            requests: state.requests,
-            guests: state.guests.len(),
-            tenants: state.tenants.len(),
-            refused: state.refused,
+        let mut sum = LimitsSnapshot {
+            connections: self.connections.load(Ordering::Relaxed),
+            ..LimitsSnapshot::default()
+        };
+        for shard in &self.shards {
+            let state = shard.state();
+            sum.requests += state.requests;
+            sum.guests += state.guests.len();
+            sum.tenants += state.tenants.len();
+            for (sum, refused) in sum.refused.iter_mut().zip(state.refused) {
+                *sum += refused;
+            }
         }
+        sum
+    }
+
+    fn state(&self, place: Place) -> MutexGuard<'_, State> {
+        self.shards[place.shard].state()
+    }
+}
+
+/// Ids of routers and networks are random.
+fn shard_of(tenant: Tenant) -> usize {
+    usize::from(tenant.id.as_bytes()[15]) % SHARDS
+}
+
+impl Shard {
+    fn new(caps: Caps) -> Self {
+        Self(Mutex::new(State {
+            caps,
+            requests: 0,
+            tenants: HashMap::default(),
+            guests: HashMap::default(),
+            counts: Slab::new(),
+            refused: [0; 4],
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,13 +216,15 @@ impl State {
         &mut self,
         key: (Tenant, GuestAddress),
         own_cap: Option<u32>,
+        of_node: &AtomicU32,
     ) -> Result<usize, Refusal> {
+        let most_of_node = self.caps.connections;
         let most = self.caps.connections_per_tenant;
         let most = own_cap.map_or(most, |own| own.min(most));
         let of_tenant = self.tenants.get(&key.0).copied().unwrap_or(0);
         let known = self.guests.get(&key).copied();
         let of_guest = known.map_or(0, |at| self.counts[at].connections);
-        if self.connections >= self.caps.connections {
+        if of_node.load(Ordering::Relaxed) >= most_of_node {
             return Err(self.refuse(Refusal::Connections));
         }
         if of_tenant >= most {
@@ -188,6 +232,14 @@ impl State {
         }
         if of_guest >= self.caps.connections_per_guest {
             return Err(self.refuse(Refusal::GuestConnections));
+        }
+        // Last, so that only what is admitted is ever counted; another shard may have been faster.
+        let one_more = |count: u32| (count < most_of_node).then_some(count + 1);
+        if of_node
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .is_err()
+        {
+            return Err(self.refuse(Refusal::Connections));
         }
         let at = known.unwrap_or_else(|| {
             let at = self.counts.insert(Guest {
@@ -199,7 +251,6 @@ impl State {
             at
         });
         self.counts[at].connections += 1;
-        self.connections += 1;
         self.tenants.insert(key.0, of_tenant + 1);
         Ok(at)
     }
@@ -208,7 +259,6 @@ impl State {
         let guest = &mut self.counts[at];
         guest.connections -= 1;
         let tenant = guest.key.0;
-        self.connections -= 1;
         if let Some(of_tenant) = self.tenants.get_mut(&tenant) {
             *of_tenant -= 1;
             if *of_tenant == 0 {
@@ -249,10 +299,17 @@ impl State {
     }
 }
 
+/// Where a guest is counted.
+#[derive(Clone, Copy)]
+struct Place {
+    shard: usize,
+    at: usize,
+}
+
 /// One connection, counted until this is dropped.
 pub struct ConnectionToken {
     limits: Arc<Limits>,
-    at: usize,
+    place: Place,
 }
 
 impl ConnectionToken {
@@ -261,29 +318,30 @@ impl ConnectionToken {
     /// # Errors
     /// [`Refusal::GuestRequests`] if the guest has as many in flight as it may.
     pub fn request(&self) -> Result<RequestToken, Refusal> {
-        self.limits.state().request(self.at)?;
+        self.limits.state(self.place).request(self.place.at)?;
         Ok(RequestToken {
             limits: Arc::clone(&self.limits),
-            at: self.at,
+            place: self.place,
         })
     }
 }
 
 impl Drop for ConnectionToken {
     fn drop(&mut self) {
-        self.limits.state().disconnect(self.at);
+        self.limits.state(self.place).disconnect(self.place.at);
+        self.limits.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// One request in flight, counted until this is dropped.
 pub struct RequestToken {
     limits: Arc<Limits>,
-    at: usize,
+    place: Place,
 }
 
 impl Drop for RequestToken {
     fn drop(&mut self) {
-        self.limits.state().finish(self.at);
+        self.limits.state(self.place).finish(self.place.at);
     }
 }
 
