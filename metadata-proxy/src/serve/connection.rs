@@ -12,6 +12,7 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::{Node, Open, guest_io::GuestIo, leaving::Watched, request};
@@ -47,6 +48,10 @@ pub(super) struct Guest {
     pub(super) node: Arc<Node>,
     pub(super) admitted: ConnectionToken,
     pub(super) socket: Watched,
+    /// Cancelled when the connection may have to end before it is through: whoever waits looks for
+    /// himself then. One thing to wait for instead of three, and none that other workers' connections
+    /// wait for.
+    pub(super) alarm: CancellationToken,
     /// Whether the answer being written is whole, and the last of the connection.
     pub(super) is_last: AtomicBool,
     /// Whether the guest has sent a head with a `Content-Length` and a `Transfer-Encoding`.
@@ -68,15 +73,25 @@ enum Ending {
 pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<Node>) {
     // Held until the last connection is accepted, so that the process waits for those too.
     let _open = Open::new(&node);
-    loop {
+    let alarm = service.gone.child_token();
+    let raises_alarm = alarm.clone().drop_guard();
+    let goes_on = async {
         tokio::select! {
             biased;
-            () = service.gone.cancelled() => return,
+            () = service.gone.cancelled() => false,
             // A successor has the socket too: whoever waits in it is accepted there.
-            () = node.ends.leaving.cancelled() => return,
-            () = node.ends.stopping.cancelled() => break,
+            () = node.ends.leaving.cancelled() => false,
+            () = node.ends.stopping.cancelled() => true,
+        }
+    };
+    tokio::pin!(goes_on);
+    loop {
+        // Who waits is accepted first, and the runtime sees to it that the others have their turn: then
+        // nothing is asked of the others for each connection.
+        tokio::select! {
+            biased;
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => start(stream, peer, &service, &node),
+                Ok((stream, peer)) => start(stream, peer, &alarm, &service, &node),
                 // It does not listen any more: somebody has destroyed the socket (`ss --kill`).
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     service.lose_listener();
@@ -84,8 +99,15 @@ pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<No
                 }
                 Err(error) => pause_if_exhausted(&error, &node).await,
             },
+            goes_on = &mut goes_on => {
+                if goes_on {
+                    break;
+                }
+                return;
+            }
         }
     }
+    drop(raises_alarm);
     // Nothing is steered here any more, but some guests are about to be connected.
     let handshakes = tokio::time::sleep(HANDSHAKES);
     tokio::pin!(handshakes);
@@ -95,21 +117,26 @@ pub async fn accept(listener: Arc<Acceptor>, service: Arc<Service>, node: Arc<No
             () = service.gone.cancelled() => return,
             () = node.ends.aborting.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => start(stream, peer, &service, &node),
+                Ok((stream, peer)) => start(stream, peer, &alarm, &service, &node),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return,
                 Err(error) => pause_if_exhausted(&error, &node).await,
             },
             () = &mut handshakes => break,
         }
     }
-    accept_backlog(&listener, &service, &node);
+    accept_backlog(&listener, &alarm, &service, &node);
 }
 
 /// Accepts who has been told that it is connected. Asks the kernel itself: the runtime may not have
 /// heard of the last ones yet, and what is left when the listener closes is reset.
-fn accept_backlog(listener: &Acceptor, service: &Arc<Service>, node: &Arc<Node>) {
+fn accept_backlog(
+    listener: &Acceptor,
+    alarm: &CancellationToken,
+    service: &Arc<Service>,
+    node: &Arc<Node>,
+) {
     while let Ok((stream, peer)) = listener.accept_waiting() {
-        start(stream, peer, service, node);
+        start(stream, peer, alarm, service, node);
     }
 }
 
@@ -129,7 +156,13 @@ async fn pause_if_exhausted(error: &io::Error, node: &Node) {
     }
 }
 
-fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc<Node>) {
+fn start(
+    stream: TcpStream,
+    peer: SocketAddr,
+    alarm: &CancellationToken,
+    service: &Arc<Service>,
+    node: &Arc<Node>,
+) {
     if let Some(probe) = node.probes.claim(service.cookie, peer) {
         // Ours, and no guest's: it is proved like one, and ends here.
         let proof = netns::cookie_of(&stream)
@@ -161,14 +194,16 @@ fn start(stream: TcpStream, peer: SocketAddr, service: &Arc<Service>, node: &Arc
                 node: Arc::clone(node),
                 admitted,
                 socket: Watched::new(&stream),
+                alarm: alarm.clone(),
                 is_last: AtomicBool::new(false),
                 has_both_lengths: AtomicBool::new(false),
             };
             let open = Open::new(node);
-            tokio::spawn(async move {
+            // Boxed, because the runtime moves what it is given, and a connection is two kilobytes.
+            tokio::spawn(Box::pin(async move {
                 serve(stream, guest).await;
                 drop(open);
-            });
+            }));
         }
         Err(refused) => {
             service.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -236,16 +271,19 @@ async fn serve(stream: TcpStream, guest: Guest) {
     });
     let mut connection = http.serve_connection(io, answer);
     let mut ending = Ending::NotYet;
+    let mut is_alarmed = false;
     let ended = loop {
         tokio::select! {
             biased;
             ended = &mut connection => break Some(ended),
-            () = service.gone.cancelled() => break None,
-            () = node.ends.aborting.cancelled() => break None,
-            () = node.ends.stopping.cancelled(), if ending == Ending::NotYet => {
+            () = guest.alarm.cancelled(), if !is_alarmed => is_alarmed = true,
+            () = service.gone.cancelled(), if is_alarmed => break None,
+            () = node.ends.aborting.cancelled(), if is_alarmed => break None,
+            () = node.ends.stopping.cancelled(), if is_alarmed && ending == Ending::NotYet => {
                 ending = Ending::WithNextAnswer;
             }
-            () = tokio::time::sleep(FAREWELL), if ending == Ending::WithNextAnswer => {
+            // Made when it is polled: most connections never ask for the time.
+            () = async { tokio::time::sleep(FAREWELL).await }, if ending == Ending::WithNextAnswer => {
                 ending = Ending::Now;
                 std::pin::Pin::new(&mut connection).graceful_shutdown();
             }
