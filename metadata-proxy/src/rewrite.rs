@@ -129,15 +129,22 @@ impl BadRequest {
     }
 }
 
+/// A request head that [`check`] found nothing wrong with: only such a one can be rebuilt.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked<'a> {
+    head: &'a http::request::Parts,
+    target: &'a str,
+}
+
 /// Checks what the parser leaves to the application, before the body is read.
 ///
 /// # Errors
 /// [`BadRequest`].
-pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
+pub fn check(head: &http::request::Parts) -> Result<Checked<'_>, BadRequest> {
     if matches!(head.method, Method::CONNECT | Method::TRACE) {
         return Err(BadRequest::Method(head.method.clone()));
     }
-    target(&head.uri)?;
+    let target = target(&head.uri)?;
     // None at all, or the same one again, is forgiven, as by haproxy: guests' scripts may rely on it,
     // and nothing here or behind depends on it.
     let mut hosts = head.headers.get_all(header::HOST).iter();
@@ -158,28 +165,26 @@ pub fn check(head: &http::request::Parts) -> Result<(), BadRequest> {
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(BadRequest::Coding);
     }
-    Ok(())
+    Ok(Checked { head, target })
 }
 
 /// Builds the request that goes upstream.
-///
-/// # Errors
-/// [`BadRequest`] for what [`check`] refuses.
+#[must_use]
 pub fn rebuild(
-    head: &http::request::Parts,
+    checked: Checked<'_>,
     body: Bytes,
     identity: Identity,
     guest: GuestAddress,
-) -> Result<Outgoing, BadRequest> {
-    check(head)?;
-    Ok(Outgoing {
+) -> Outgoing {
+    let Checked { head, target } = checked;
+    Outgoing {
         identity,
         guest,
         method: head.method.clone(),
-        target: target(&head.uri)?,
+        target: target.to_owned(),
         headers: allowed(&head.headers),
         body,
-    })
+    }
 }
 
 fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
@@ -195,14 +200,14 @@ fn allowed(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 
 /// Path and query. A guest that takes us for a proxy sends a whole URL; its host part counts as
 /// little as the `Host` header does.
-fn target(uri: &Uri) -> Result<String, BadRequest> {
+fn target(uri: &Uri) -> Result<&str, BadRequest> {
     let is_http = uri
         .scheme()
         .is_none_or(|scheme| *scheme == http::uri::Scheme::HTTP);
     let has_both_or_neither = uri.scheme().is_some() == uri.authority().is_some();
     match uri.path_and_query() {
         Some(path) if is_http && has_both_or_neither && is_origin_form(path.as_str()) => {
-            Ok(path.as_str().to_owned())
+            Ok(path.as_str())
         }
         _ => Err(BadRequest::Target),
     }
@@ -229,12 +234,9 @@ mod tests {
     fn outgoing(request: http::Request<()>, body: &'static [u8]) -> Result<Outgoing, BadRequest> {
         let (parts, ()) = request.into_parts();
         let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
-        rebuild(
-            &parts,
-            Bytes::from_static(body),
-            Identity::unproved(TENANT),
-            guest,
-        )
+        let checked = check(&parts)?;
+        let body = Bytes::from_static(body);
+        Ok(rebuild(checked, body, Identity::unproved(TENANT), guest))
     }
 
     fn encode(outgoing: &Outgoing) -> Vec<u8> {
@@ -344,9 +346,10 @@ mod tests {
             let (parts, ()) = request.into_parts();
             let guest = GuestAddress::from("10.0.0.5".parse::<std::net::IpAddr>().unwrap());
             let identity = Identity::unproved(TENANT);
-            let Ok(outgoing) = rebuild(&parts, body.clone().into(), identity, guest) else {
+            let Ok(checked) = check(&parts) else {
                 return Ok(());
             };
+            let outgoing = rebuild(checked, body.clone().into(), identity, guest);
             let bytes = encode(&outgoing);
             let mut storage = [httparse::EMPTY_HEADER; 64];
             let mut parsed = httparse::Request::new(&mut storage);

@@ -52,6 +52,11 @@ impl LengthWatch {
                 self.begun = Some(0);
                 continue;
             }
+            if begun == 0 && !matches!(*byte, b'C' | b'c' | b'T' | b't' | b'\r') {
+                // Neither of the two, nor empty.
+                self.begun = None;
+                continue;
+            }
             self.line[begun] = *byte;
             let line = &self.line[..=begun];
             self.begun = Some(begun + 1);

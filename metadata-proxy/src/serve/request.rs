@@ -215,14 +215,14 @@ async fn steps(
     body: Incoming,
     spent: &mut Option<Spent>,
 ) -> Result<Answer, RequestError> {
-    rewrite::check(head)?;
+    let checked = rewrite::check(head)?;
     check_length(guest, head)?;
     let in_flight = admit(guest, settings)?;
     if !guest.service.may_forward() {
         return Err(RequestError::NoInternalNetwork);
     }
     let body = collect(body, settings).await?;
-    let outgoing = rewrite::rebuild(head, body, guest.identity, guest.address)?;
+    let outgoing = rewrite::rebuild(checked, body, guest.identity, guest.address);
     let spent = spent.insert(Spent::default());
     let answer = settings
         .upstream

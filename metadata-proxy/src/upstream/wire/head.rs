@@ -119,7 +119,7 @@ fn head(
 
 fn value(field: &Header<'_>) -> Result<HeaderValue, Garbled> {
     let invalid = |_| Garbled::from("a header's value is none");
-    if field.value.iter().any(|byte| matches!(byte, b'\r' | b'\n')) {
+    if memchr::memchr2(b'\r', b'\n', field.value).is_some() {
         // A folded line; one line again, as haproxy makes it.
         let line = field.value.iter().map(|byte| match byte {
             b'\r' | b'\n' => b' ',
