@@ -23,8 +23,8 @@ const FILES_PER_TENANT: usize = 3;
 /// Instructions and allocations of a request on a connection of its own, access line included.
 const PER_REQUEST: Cost = if cfg!(debug_assertions) {
     Cost {
-        instructions: 550_000,
-        allocations: 36,
+        instructions: 480_000,
+        allocations: 33,
     }
 } else {
     Cost {

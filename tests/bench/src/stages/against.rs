@@ -1,12 +1,14 @@
 //! Two builds of the agent, asked in turn: what a change of the code is worth.
 //!
 //! A machine that others use changes its pace by more than most changes of the code do. So one build
-//! is asked for a moment right after the other, many times, and what counts is the ratio within each
-//! such pair: what befell both is not in it.
+//! is asked for a moment right after the other, and what counts is the ratio within each such pair: what
+//! befell both is not in it. What a process has got at its start, memory here or a worker there, and
+//! what its namespaces have, stays as long as it runs: so both are started anew in each round, and
+//! change places. A build beside itself tells how much that leaves.
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use metadata_proxy_tests::{Kind, NeutronProxy, Node, TenantFixture, neutron};
 
@@ -19,41 +21,40 @@ use crate::{
     account::CpuTime,
     load::{self, Load, Mode, Target},
     proxies::{Ours, Via},
+    report::Samples,
 };
 
-/// Pairs for each repeat that is asked for.
+/// Pairs in a round, for each way of asking.
 const PAIRS: usize = 5;
 const WARM_UP: Duration = Duration::from_millis(100);
 const WINDOW: Duration = Duration::from_millis(600);
 const WORDS: [&str; 2] = ["this build", "the other"];
 
-fn pairs(arguments: &Arguments) -> usize {
-    let repeats = arguments.repeats;
-    PAIRS
-        * if arguments.quick {
-            repeats.min(3)
-        } else {
-            repeats
-        }
+fn rounds(arguments: &Arguments) -> usize {
+    if arguments.quick {
+        arguments.repeats.min(3)
+    } else {
+        arguments.repeats
+    }
 }
 
 pub(super) fn seconds(arguments: &Arguments) -> u64 {
-    let windows = 2 * Via::ALL.len() * MODES.len() * BUSY.len() * pairs(arguments);
     let each = (WARM_UP + WINDOW).as_secs_f64();
-    Duration::from_secs_f64(each * load::count(windows)).as_secs() + 30
+    let windows = 2 * MODES.len() * BUSY.len() * PAIRS;
+    let round = each * load::count(windows) + 2.0;
+    Duration::from_secs_f64(round * load::count(Via::ALL.len() * rounds(arguments))).as_secs() + 10
 }
 
-/// One build: its node, and the guests of its tenants.
-struct Side<'a> {
-    binary: &'a Path,
+/// Where a build runs: a node, and the guests of its tenants.
+struct Place<'a> {
     node: &'a Node,
     targets: Vec<Target>,
     /// They keep the namespaces.
     _tenants: Vec<TenantFixture>,
 }
 
-impl<'a> Side<'a> {
-    fn new(binary: &'a Path, node: &'a Node) -> Result<Self> {
+impl<'a> Place<'a> {
+    fn new(node: &'a Node) -> Result<Self> {
         let tenants: Vec<_> = (0..TENANTS)
             .map(|_| {
                 let tenant = TenantFixture::new(node, Kind::Router)?;
@@ -62,15 +63,14 @@ impl<'a> Side<'a> {
             })
             .collect::<Result<_>>()?;
         Ok(Self {
-            binary,
             node,
             targets: tenants.iter().map(Target::guest).collect::<Result<_>>()?,
             _tenants: tenants,
         })
     }
 
-    fn start(&self, lab: &Lab<'_>, via: Via) -> Result<Ours> {
-        let ours = Ours::start_build(lab, self.node, via, self.binary)?;
+    fn start(&self, lab: &Lab<'_>, via: Via, binary: &Path) -> Result<Ours> {
+        let ours = Ours::start_build(lab, self.node, via, binary)?;
         ours.wait_serving(self.targets.len(), READY_WITHIN)?;
         load::until_answered(&self.targets, READY_WITHIN)?;
         Ok(ours)
@@ -94,78 +94,92 @@ impl<'a> Side<'a> {
     }
 }
 
+/// One way of asking, and what came of it in each round: of CPU time, and of throughput.
+struct Cell {
+    title: String,
+    busy: usize,
+    mode: Mode,
+    ratios: [Vec<f64>; 2],
+}
+
 /// Prints what came out: it is about a change, and in no document.
 pub(super) fn run(lab: &Lab<'_>, other: &Path) -> Result<()> {
     lab.progress.step("making 2 × 16 tenants with guests", 10);
-    let sides = [
-        Side::new(&lab.arguments.agent, &lab.ours)?,
-        Side::new(other, &lab.pooled_unix)?,
-    ];
+    let places = [Place::new(&lab.ours)?, Place::new(&lab.pooled_unix)?];
+    let builds = [lab.arguments.agent.as_path(), other];
+    let rounds = rounds(lab.arguments);
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["", "CPU per request", "throughput", "pairs"]);
+    table.set_header(["", "CPU per request", "throughput"]);
     for via in Via::ALL {
-        let _running = [sides[0].start(lab, via)?, sides[1].start(lab, via)?];
-        for (busy, mode) in BUSY.iter().flat_map(|busy| MODES.map(|mode| (*busy, mode))) {
-            let title = format!("{}, {}", busy::title(busy, mode), via.word());
-            let mut ratios: [Vec<f64>; 2] = Default::default();
-            for pair in 1..=pairs(lab.arguments) {
-                let mut seen = [[0.0; 2]; 2];
-                // Neither of them always goes first.
-                for at in [pair % 2, (pair + 1) % 2] {
-                    let (seconds, word) = ((WARM_UP + WINDOW).as_secs(), WORDS[at]);
-                    lab.progress
-                        .step(&format!("{title}: {word} {pair}"), seconds);
-                    seen[at] = sides[at]
-                        .ask(busy, mode)
-                        .with_context(|| format!("{title}, {word}"))?;
-                }
-                for (ratios, (this, other)) in ratios.iter_mut().zip(seen[0].iter().zip(seen[1])) {
-                    ratios.push(this / other);
-                }
+        let cell = |busy, mode| Cell {
+            title: format!("{}, {}", busy::title(busy, mode), via.word()),
+            busy,
+            mode,
+            ratios: Default::default(),
+        };
+        let mut cells: Vec<_> = BUSY
+            .iter()
+            .flat_map(|busy| MODES.map(|mode| cell(*busy, mode)))
+            .collect();
+        for round in 1..=rounds {
+            // Where each build runs.
+            let at = [&places[round % 2], &places[(round + 1) % 2]];
+            let title = format!("round {round}/{rounds}, {}", via.word());
+            lab.progress.step(&format!("{title}: starting both"), 2);
+            let _running = [
+                at[0].start(lab, via, builds[0])?,
+                at[1].start(lab, via, builds[1])?,
+            ];
+            for cell in &mut cells {
+                pairs(lab, round, rounds, at, cell)?;
             }
-            let [cpu, rate] = ratios.map(summary);
-            table.add_row([title, cpu?, rate?, pairs(lab.arguments).to_string()]);
+        }
+        for cell in cells {
+            let [cpu, rate] = cell.ratios.map(|ratios| summary(&ratios));
+            table.add_row([cell.title, cpu, rate]);
         }
     }
     lab.progress.finish();
-    println!("this build over the other, mean of pairs ± standard error\n{table}");
+    println!("this build over the other, median of {rounds} rounds (least to most)\n{table}");
     Ok(())
 }
 
-/// The mean of the middle half, which no stall of the machine is in, and how well it is known.
-fn summary(mut ratios: Vec<f64>) -> Result<String> {
-    ensure!(ratios.len() >= 4, "too few pairs");
-    ratios.sort_by(f64::total_cmp);
-    let quarter = ratios.len() / 4;
-    let middle = &ratios[quarter..ratios.len() - quarter];
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / load::count(values.len());
-    let centre = mean(middle);
-    // Of a mean without a quarter at each end, by what is left when the ends are drawn in
-    // (Tukey and McLaughlin, 1963).
-    let drawn_in = ratios
-        .iter()
-        .map(|ratio| ratio.clamp(middle[0], middle[middle.len() - 1]));
-    let drawn_in: Vec<f64> = drawn_in.collect();
-    let of_all = mean(&drawn_in);
-    let variance = drawn_in
-        .iter()
-        .map(|ratio| (ratio - of_all).powi(2))
-        .sum::<f64>()
-        / load::count(drawn_in.len() - 1);
-    let error = variance.sqrt() / (0.5 * load::count(ratios.len()).sqrt());
-    Ok(format!("{centre:.3} ± {error:.3}"))
+/// One round of one way of asking.
+fn pairs(
+    lab: &Lab<'_>,
+    round: usize,
+    rounds: usize,
+    at: [&Place<'_>; 2],
+    cell: &mut Cell,
+) -> Result<()> {
+    let mut of_pairs: [Samples; 2] = Default::default();
+    for pair in 1..=PAIRS {
+        let mut seen = [[0.0; 2]; 2];
+        // Neither of them always goes first.
+        for build in [pair % 2, (pair + 1) % 2] {
+            let title = format!("round {round}/{rounds}: {}, {}", cell.title, WORDS[build]);
+            lab.progress.step(&title, (WARM_UP + WINDOW).as_secs());
+            let asked = at[build].ask(cell.busy, cell.mode);
+            seen[build] = asked.with_context(|| title)?;
+        }
+        let [this, other] = seen;
+        for (ratios, (this, other)) in of_pairs.iter_mut().zip(this.iter().zip(other)) {
+            ratios.push(this / other);
+        }
+    }
+    for (all, ratios) in cell.ratios.iter_mut().zip(of_pairs) {
+        all.push(ratios.median());
+    }
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_few_pairs_say_does_not_count() {
-        let mut ratios = vec![0.9; 40];
-        ratios.extend([5.0, 0.1, 7.0]);
-        assert_eq!(summary(ratios).unwrap(), "0.900 ± 0.000");
-        assert!(summary(vec![1.0; 3]).is_err());
+fn summary(ratios: &[f64]) -> String {
+    let mut samples = Samples::default();
+    for ratio in ratios {
+        samples.push(*ratio);
     }
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    format!("{:.2} ({least:.2} to {most:.2})", samples.median())
 }
