@@ -26,6 +26,12 @@ impl Samples {
         f64::midpoint(self.0[last / 2], self.0[last.div_ceil(2)])
     }
 
+    /// The least and the most.
+    pub(crate) fn range(&self) -> (f64, f64) {
+        let least = self.0.first().copied().unwrap_or(f64::NAN);
+        (least, self.0.last().copied().unwrap_or(f64::NAN))
+    }
+
     /// How far apart the repeats are: half of their range, as a share of the median.
     pub(crate) fn spread(&self) -> f64 {
         match (self.0.first(), self.0.last()) {

@@ -10,11 +10,11 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
-use metadata_proxy_tests::{Kind, NeutronProxy, Node, TenantFixture, neutron};
+use metadata_proxy_tests::{NeutronProxy, Node, TenantFixture};
 
 use super::{
     Lab,
-    busy::{self, BUSY, CONNECTIONS, MODES, READY_WITHIN, TENANTS},
+    busy::{self, BUSY, CONNECTIONS, MODES, READY_WITHIN},
 };
 use crate::{
     Arguments,
@@ -55,13 +55,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn new(node: &'a Node) -> Result<Self> {
-        let tenants: Vec<_> = (0..TENANTS)
-            .map(|_| {
-                let tenant = TenantFixture::new(node, Kind::Router)?;
-                neutron::install_rules(&tenant.netns, NeutronProxy::Disabled)?;
-                Ok(tenant)
-            })
-            .collect::<Result<_>>()?;
+        let tenants = busy::tenants(node, NeutronProxy::Disabled)?;
         Ok(Self {
             node,
             targets: tenants.iter().map(Target::guest).collect::<Result<_>>()?,
@@ -99,7 +93,7 @@ struct Cell {
     title: String,
     busy: usize,
     mode: Mode,
-    ratios: [Vec<f64>; 2],
+    ratios: [Samples; 2],
 }
 
 /// Prints what came out: it is about a change, and in no document.
@@ -174,12 +168,7 @@ fn pairs(
     Ok(())
 }
 
-fn summary(ratios: &[f64]) -> String {
-    let mut samples = Samples::default();
-    for ratio in ratios {
-        samples.push(*ratio);
-    }
-    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ratios.iter().copied().fold(0.0, f64::max);
-    format!("{:.2} ({least:.2} to {most:.2})", samples.median())
+fn summary(ratios: &Samples) -> String {
+    let (least, most) = ratios.range();
+    format!("{:.2} ({least:.2} to {most:.2})", ratios.median())
 }

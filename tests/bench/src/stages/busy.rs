@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Busy tenants, at most.
-pub(super) const TENANTS: usize = 16;
+const TENANTS: usize = 16;
 /// Connections at once, shared out among the busy tenants.
 pub(super) const CONNECTIONS: usize = 32;
 pub(super) const MODES: [Mode; 2] = [Mode::Close, Mode::Keep];
@@ -99,19 +99,13 @@ struct Side {
 }
 
 impl Side {
-    /// Tenants as Neutron's L3 agent leaves them: with its own proxy, for haproxy; without, for ours.
+    /// With Neutron's own proxy for haproxy; without for ours.
     fn new(who: Who, node: &Node) -> Result<Self> {
         let rules = match who {
             Who::Theirs => NeutronProxy::Enabled,
             Who::Ours(_) => NeutronProxy::Disabled,
         };
-        let tenants: Vec<_> = (0..TENANTS)
-            .map(|_| {
-                let tenant = TenantFixture::new(node, Kind::Router)?;
-                neutron::install_rules(&tenant.netns, rules)?;
-                Ok(tenant)
-            })
-            .collect::<Result<_>>()?;
+        let tenants = tenants(node, rules)?;
         let targets = tenants.iter().map(Target::guest).collect::<Result<_>>()?;
         Ok(Self {
             who,
@@ -120,6 +114,17 @@ impl Side {
             tenants,
         })
     }
+}
+
+/// Tenants as Neutron's L3 agent leaves them, as many as are ever busy.
+pub(super) fn tenants(node: &Node, rules: NeutronProxy) -> Result<Vec<TenantFixture>> {
+    (0..TENANTS)
+        .map(|_| {
+            let tenant = TenantFixture::new(node, Kind::Router)?;
+            neutron::install_rules(&tenant.netns, rules)?;
+            Ok(tenant)
+        })
+        .collect()
 }
 
 pub(super) fn run(lab: &Lab<'_>, report: &mut Report) -> Result<()> {
