@@ -188,8 +188,7 @@ impl Acceptor {
     /// Waits for a connection; it does not block.
     ///
     /// Who accepts until nobody waits learns that by an accept(2) that fails, for which the kernel
-    /// makes a socket and a file first, and takes them down again: six times as dear as asking how
-    /// many wait.
+    /// makes a socket and a file first, and takes them down again. Asking how many wait is cheap.
     ///
     /// # Errors
     /// What the system says.

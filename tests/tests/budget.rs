@@ -28,8 +28,8 @@ const PER_REQUEST: Cost = if cfg!(debug_assertions) {
     }
 } else {
     Cost {
-        instructions: 100_000,
-        allocations: 36,
+        instructions: 55_000,
+        allocations: 33,
     }
 };
 
