@@ -30,6 +30,9 @@ pub(crate) struct BenchArgs {
     /// Tenants at most, 5,000 if not said
     #[arg(long, value_name = "COUNT")]
     tenants: Option<usize>,
+    /// Has the agent use this engine: tc, sk-lookup or bind; docs/benchmarks.md is of the default one
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
     /// Measures only this row: memory, start, new-tenant, cpu, throughput, latency, cross-check,
     /// limit, kernel, idle, scale or profile (flame graphs, only if named); can be given more than once
     #[arg(long, value_name = "NAME")]
@@ -62,6 +65,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         if let Some(count) = count {
             command.arg(name).arg(count.to_string());
         }
+    }
+    if let Some(name) = &args.engine {
+        command.args(["--engine", name]);
     }
     for name in &args.only {
         command.args(["--only", name]);

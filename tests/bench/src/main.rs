@@ -50,6 +50,9 @@ pub(crate) struct Arguments {
     /// Tenants at most
     #[arg(long, value_name = "COUNT", default_value_t = 5000)]
     tenants: usize,
+    /// The agent's engine, as `steering.engine` has it; what is measured with it is not written to the folder
+    #[arg(long, value_name = "NAME")]
+    engine: Option<String>,
     /// Compares the agent with this other build of it, in pairs, and measures nothing else
     #[arg(long, value_name = "AGENT", conflicts_with_all = ["only", "json"])]
     against: Option<PathBuf>,
@@ -112,7 +115,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         report.write_json(path)?;
     }
-    if !arguments.quick && arguments.only.is_empty() {
+    if !arguments.quick && arguments.only.is_empty() && arguments.engine.is_none() {
         document::write(&arguments.docs, &report, start.elapsed())?;
     }
     Ok(report.held() == report.barred())

@@ -55,7 +55,7 @@ impl Ours {
     /// Starts this build of it, and does not wait.
     pub(crate) fn start_build(lab: &Lab<'_>, node: &Node, via: Via, binary: &Path) -> Result<Self> {
         let upstream = &lab.upstream;
-        Self::start_with(node, binary, |builder| match via {
+        Self::start_with(lab, node, binary, |builder| match via {
             Via::AgentSocket => builder.upstream_agent(upstream.socket()),
             Via::PooledUnix => {
                 builder.upstream_http(&format!("unix:{}", upstream.http_socket().display()))
@@ -67,19 +67,25 @@ impl Ours {
     /// Starts one that answers by itself from this file of instances, and does not wait.
     pub(crate) fn start_embedded(lab: &Lab<'_>, node: &Node, instances: &Path) -> Result<Self> {
         let binary = &lab.arguments.agent;
-        Self::start_with(node, binary, |builder| builder.upstream_embedded(instances))
+        Self::start_with(lab, node, binary, |builder| {
+            builder.upstream_embedded(instances)
+        })
     }
 
     fn start_with(
+        lab: &Lab<'_>,
         node: &Node,
         binary: &Path,
         upstream: impl FnOnce(Builder) -> Builder,
     ) -> Result<Self> {
         let (journal, stream) = Journal::start()?;
-        let builder = Agent::builder(node)
+        let mut builder = Agent::builder(node)
             .binary(binary)
             .set("log.level", quoted("info"))
             .log_to(stream);
+        if let Some(engine) = &lab.arguments.engine {
+            builder = builder.set("steering.engine", quoted(engine));
+        }
         Ok(Self {
             agent: upstream(builder).start_unready()?,
             journal,

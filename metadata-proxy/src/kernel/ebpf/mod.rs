@@ -10,13 +10,16 @@ use std::{
     fs::File,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{MapData, MapError, PerCpuArray, SockMap},
-    programs::{SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions, tc},
+    programs::{
+        SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions,
+        sk_lookup::SkLookupLink, tc,
+    },
     util::KernelVersion,
 };
 use metadata_proxy_common::{Outcome, names};
@@ -109,8 +112,11 @@ pub struct EbpfKernel {
     hook_turn: AtomicUsize,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
-    /// One instance of the lookup program for each namespace of the fallback engine.
-    lookups: Mutex<HashMap<NetnsCookie, Ebpf>>,
+    /// The lookup program's link for each namespace of the fallback engine. It holds what it needs: the
+    /// program's instance, and the map with the listener.
+    lookups: Mutex<HashMap<NetnsCookie, SkLookupLink>>,
+    /// What loads those: made once, because that takes most of the time.
+    lookup_loader: OnceLock<Mutex<EbpfLoader<'static>>>,
 }
 
 impl EbpfKernel {
@@ -137,8 +143,7 @@ impl EbpfKernel {
             Outcome::COUNT,
         )?;
 
-        let (port, v4_only, debug_log) = globals(&options);
-        let mut programs = loader(&port, &v4_only, &debug_log)
+        let mut programs = loader(&options)
             .map_max_entries(names::TENANTS, options.max_tenants)
             .map_pin_path(names::TENANTS, &tenants_pin)
             .map_pin_path(names::OUTCOMES, &outcomes_pin)
@@ -177,6 +182,7 @@ impl EbpfKernel {
             hook_turn: AtomicUsize::default(),
             cgroup: Mutex::default(),
             lookups: Mutex::default(),
+            lookup_loader: OnceLock::new(),
         })
     }
 
@@ -363,13 +369,15 @@ impl Kernel for EbpfKernel {
             device: "socket lookup".to_owned(),
             reason,
         };
-        let (port, v4_only, debug_log) = globals(&self.options);
-        let mut instance = loader(&port, &v4_only, &debug_log)
-            .map_max_entries(names::TENANTS, 1)
-            .map_pin_path(
-                names::OUTCOMES,
-                self.options.bpffs_dir.join(names::OUTCOMES),
-            )
+        let loader = self.lookup_loader.get_or_init(|| {
+            let mut loader = loader(&self.options);
+            let outcomes = self.options.bpffs_dir.join(names::OUTCOMES);
+            loader
+                .map_max_entries(names::TENANTS, 1)
+                .map_pin_path(names::OUTCOMES, outcomes);
+            Mutex::new(loader)
+        });
+        let mut instance = lock(loader)
             .load(OBJECT)
             .map_err(|e| KernelError::Load(chain(&e)))?;
         let mut listeners: SockMap<MapData> = take_map(&mut instance, names::LISTENERS)?;
@@ -382,9 +390,12 @@ impl Kernel for EbpfKernel {
         let lookup: &mut SkLookup = program(&mut instance, names::LOOKUP)?;
         lookup.load().map_err(|e| error(chain(&e)))?;
         let netns = File::open("/proc/thread-self/ns/net").map_err(|e| error(e.to_string()))?;
-        // The link lives as long as the instance; it does not hold the namespace.
-        lookup.attach(netns).map_err(|e| error(chain(&e)))?;
-        lock(&self.lookups).insert(cookie, instance);
+        // It does not hold the namespace.
+        let link = lookup
+            .attach(netns)
+            .and_then(|link| lookup.take_link(link))
+            .map_err(|e| error(chain(&e)))?;
+        lock(&self.lookups).insert(cookie, link);
         Ok(())
     }
 
@@ -423,21 +434,22 @@ impl Kernel for EbpfKernel {
     }
 }
 
-/// The values behind the object's globals, kept alive while the loader borrows them.
-fn globals(options: &KernelOptions) -> (u16, u8, u8) {
-    (
-        options.listener_port,
-        u8::from(options.listener_v4_only),
-        u8::from(options.debug_log),
-    )
-}
-
-fn loader<'a>(port: &'a u16, v4_only: &'a u8, debug_log: &'a u8) -> EbpfLoader<'a> {
+/// A loader of the object, which borrows the values of its globals for the rest of the process: a few bytes
+/// for each kernel that is loaded.
+fn loader(options: &KernelOptions) -> EbpfLoader<'static> {
+    let port: &'static u16 = Box::leak(Box::new(options.listener_port));
+    let flag = |is_set: bool| -> &'static u8 { if is_set { &1 } else { &0 } };
     let mut loader = EbpfLoader::new();
     loader
+        // The programs ask for no type of the kernel's, which the loader has read all the same: megabytes.
+        .btf(None)
         .override_global(names::LISTENER_PORT, port, true)
-        .override_global(names::LISTENER_V4_ONLY, v4_only, true)
-        .override_global(names::DEBUG_LOG, debug_log, true);
+        .override_global(
+            names::LISTENER_V4_ONLY,
+            flag(options.listener_v4_only),
+            true,
+        )
+        .override_global(names::DEBUG_LOG, flag(options.debug_log), true);
     loader
 }
 
