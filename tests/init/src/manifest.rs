@@ -40,6 +40,8 @@ pub struct Test {
     pub timeout_seconds: u64,
     /// Capabilities taken out of its bounding set, by number (`linux/capability.h`).
     pub without_capabilities: Vec<u32>,
+    /// Whether the kernel's own types (BTF) cannot be read while it runs.
+    pub without_kernel_types: bool,
 }
 
 /// How the cgroup hierarchies are mounted.

@@ -5,7 +5,10 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use metadata_proxy_vm_init::manifest::Cgroups;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Where the kernel tells its own types, as BTF.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// What is needed before the manifest can be read.
 pub(crate) fn essential() -> anyhow::Result<()> {
@@ -49,6 +52,33 @@ pub(crate) fn cgroups(wanted: Cgroups) -> anyhow::Result<()> {
                 }
             }
             Ok(())
+        }
+    }
+}
+
+/// Puts a file with nothing in it where the kernel tells its types; they are seen again once this is dropped.
+pub(crate) struct HiddenKernelTypes(());
+
+impl HiddenKernelTypes {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let none = None::<&str>;
+        mount(
+            Some("/dev/null"),
+            KERNEL_TYPES,
+            none,
+            MsFlags::MS_BIND,
+            none,
+        )
+        .with_context(|| format!("hiding {KERNEL_TYPES}"))?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for HiddenKernelTypes {
+    fn drop(&mut self) {
+        // What somebody left may hold it open.
+        if let Err(errno) = umount2(KERNEL_TYPES, MntFlags::MNT_DETACH) {
+            eprintln!("{KERNEL_TYPES} stays hidden: {errno}");
         }
     }
 }

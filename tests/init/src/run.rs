@@ -13,6 +13,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::mounts::HiddenKernelTypes;
+
 /// How often the children are looked at; far below what a test takes.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -22,6 +24,10 @@ pub(crate) struct Outcome {
 }
 
 pub(crate) fn test(test: &Test, manifest: &Manifest) -> anyhow::Result<Outcome> {
+    let _hidden = test
+        .without_kernel_types
+        .then(HiddenKernelTypes::new)
+        .transpose()?;
     let begun = Instant::now();
     let child = start(test, manifest).with_context(|| format!("starting {}", test.name))?;
     let deadline = begun + Duration::from_secs(test.timeout_seconds);

@@ -289,6 +289,7 @@ impl Bench<'_> {
             arguments: self.arguments(program),
             timeout_seconds: self.args.timeout,
             without_capabilities: Vec::new(),
+            without_kernel_types: program.is_without_kernel_types(),
         }
     }
 

@@ -253,6 +253,7 @@ mod tests {
                     arguments: Vec::new(),
                     timeout_seconds: 1,
                     without_capabilities: Vec::new(),
+                    without_kernel_types: false,
                 })
                 .collect(),
         }

@@ -54,6 +54,25 @@ const NOT_FOR_GUESTS: [&str; 7] = [
     "standin",
 ];
 
+/// Programs of the suite that start one agent after the other, where the kernel does not tell its own types.
+/// Nothing of ours asks for them, but aya reads them whenever it loads something, which takes
+/// two seconds where code is translated. The others see to it that they can be read.
+const WITHOUT_KERNEL_TYPES: [&str; 6] = [
+    "lifecycle",
+    "port_reuse",
+    "ports",
+    "steer",
+    "steering",
+    "tenant_map",
+];
+
+impl TestProgram {
+    /// Whether the kernel's own types cannot be read while it runs.
+    pub(super) fn is_without_kernel_types(&self) -> bool {
+        self.role == Role::Suite && WITHOUT_KERNEL_TYPES.contains(&self.name.as_str())
+    }
+}
+
 /// Builds PID 1.
 pub(super) fn init() -> anyhow::Result<PathBuf> {
     let programs = build(&["build", "--release", "--package", GUEST], "bin", true)?;
