@@ -29,6 +29,10 @@ use crate::{
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// How answers are kept from crowding the network: not by a timer for each burst of segments, as by BBR
+/// where that is the system's choice, since a guest is behind a device of this node or on the next one. Every kernel
+/// has it.
+const CONGESTION_CONTROL: &[u8] = b"reno";
 /// `SO_ORIGINAL_DST` (`linux/netfilter_ipv4.h`), and `IP6T_SO_ORIGINAL_DST`, which is the same.
 const SO_ORIGINAL_DST: i32 = 80;
 
@@ -78,6 +82,8 @@ pub fn bind_at(address: SocketAddr) -> io::Result<TcpListener> {
     // acknowledged by its answer, unless that takes the kernel's 40 ms. Without this the first one of
     // each connection is acknowledged by a packet of its own. haproxy does so too (`tcp-smart-accept`).
     socket.set_tcp_quickack(false)?;
+    // And this.
+    socket.set_tcp_congestion(CONGESTION_CONTROL)?;
     if !shared_sockets_can_be_assigned() {
         socket.set_reuse_port(false)?;
     }

@@ -30,6 +30,9 @@ pub(crate) struct BenchArgs {
     /// Tenants at most, 5,000 if not said
     #[arg(long, value_name = "COUNT")]
     tenants: Option<usize>,
+    /// Bytes of an answer, 1,024 if not said, which is what the bars and docs/benchmarks.md are of
+    #[arg(long, value_name = "BYTES")]
+    answer: Option<usize>,
     /// Has the agent use this engine: tc, sk-lookup or bind; docs/benchmarks.md is of the default one
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
@@ -61,7 +64,12 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.json {
         command.arg("--json").arg(path);
     }
-    for (name, count) in [("--repeats", args.repeats), ("--tenants", args.tenants)] {
+    let counts = [
+        ("--answer", args.answer),
+        ("--repeats", args.repeats),
+        ("--tenants", args.tenants),
+    ];
+    for (name, count) in counts {
         if let Some(count) = count {
             command.arg(name).arg(count.to_string());
         }

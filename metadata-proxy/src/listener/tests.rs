@@ -104,3 +104,13 @@ fn a_request_is_acknowledged_by_its_answer() {
     let (stream, _) = listener.accept().unwrap();
     assert!(!SockRef::from(&stream).tcp_quickack().unwrap());
 }
+
+#[test]
+fn answers_are_not_paced() {
+    let listener = bind(0).unwrap();
+    listener.set_nonblocking(false).unwrap();
+    let _guest = connect(&listener);
+    let (stream, _) = listener.accept().unwrap();
+    let name = SockRef::from(&stream).tcp_congestion().unwrap();
+    assert!(name.starts_with(CONGESTION_CONTROL), "{name:?}");
+}

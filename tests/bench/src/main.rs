@@ -50,6 +50,10 @@ pub(crate) struct Arguments {
     /// Tenants at most
     #[arg(long, value_name = "COUNT", default_value_t = 5000)]
     tenants: usize,
+    /// Bytes of an answer's body; the bars are for answers of the default size, and others are not written to the
+    /// folder
+    #[arg(long, value_name = "BYTES", default_value_t = upstream::BODY, value_parser = body_size)]
+    answer: usize,
     /// The agent's engine, as `steering.engine` has it; what is measured with it is not written to the folder
     #[arg(long, value_name = "NAME")]
     engine: Option<String>,
@@ -67,6 +71,16 @@ impl Arguments {
         let is_measured = !matches!(row, Row::Profile | Row::Training);
         (self.only.is_empty() && is_measured) || self.only.contains(&row)
     }
+}
+
+/// The tenant's UUID begins every answer.
+fn body_size(word: &str) -> Result<usize, String> {
+    let sizes = 36..=upstream::LARGEST_BODY;
+    let size = word
+        .parse::<usize>()
+        .ok()
+        .filter(|size| sizes.contains(size));
+    size.ok_or_else(|| format!("must be a number from {} to {}", sizes.start(), sizes.end()))
 }
 
 fn main() -> ExitCode {
@@ -115,7 +129,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         report.write_json(path)?;
     }
-    if !arguments.quick && arguments.only.is_empty() && arguments.engine.is_none() {
+    let is_whole = arguments.only.is_empty() && !arguments.quick;
+    let is_usual = arguments.engine.is_none() && arguments.answer == upstream::BODY;
+    if is_whole && is_usual {
         document::write(&arguments.docs, &report, start.elapsed())?;
     }
     Ok(report.held() == report.barred())

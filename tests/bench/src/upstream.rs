@@ -7,7 +7,7 @@
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, poll},
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         socket::{MsgFlags, SockFlag, accept4, recv, send},
@@ -34,8 +35,12 @@ const BACKLOG: i32 = 4096;
 const EVENTS: usize = 256;
 /// Marks the listener among the events.
 const LISTENER: u64 = u64::MAX;
-/// Bytes of an answer's body: the size of an instance's `meta_data.json`.
+/// Bytes of an answer's body, if nothing else is said: the size of an instance's `meta_data.json`.
 pub(crate) const BODY: usize = 1024;
+/// More than anybody's `user_data`.
+pub(crate) const LARGEST_BODY: usize = 1024 * 1024;
+/// How long a proxy may take to make room for the rest of an answer, milliseconds.
+const PATIENCE: u16 = 1000;
 /// How often a thread looks whether it is to end, milliseconds.
 const TICK: u16 = 100;
 
@@ -48,16 +53,16 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Starts all.
-    pub(crate) fn start(directory: &Path) -> Result<Self> {
+    /// Starts all; their answers have a body of so many bytes.
+    pub(crate) fn start(directory: &Path, body: usize) -> Result<Self> {
         let socket = directory.join("metadata_proxy");
         let http_socket = directory.join("http");
         let tcp = TcpListener::bind(("127.0.0.1", 0)).context("cannot bind")?;
         let address = tcp.local_addr().context("no address")?;
         let servers = vec![
-            Server::start(listen(&socket)?, Serves::One)?,
-            Server::start(listen(&http_socket)?, Serves::Many)?,
-            Server::start(tcp.into(), Serves::Many)?,
+            Server::start(listen(&socket)?, Serves::One, body)?,
+            Server::start(listen(&http_socket)?, Serves::Many, body)?,
+            Server::start(tcp.into(), Serves::Many, body)?,
         ];
         Ok(Self {
             socket,
@@ -117,14 +122,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves a listening socket.
-    pub(crate) fn start(listener: OwnedFd, serves: Serves) -> Result<Self> {
+    /// Serves a listening socket, with a body of so many bytes.
+    pub(crate) fn start(listener: OwnedFd, serves: Serves, body: usize) -> Result<Self> {
         let listener = Arc::new(listener);
         set_nonblocking(&listener).context("cannot make a listener non-blocking")?;
         let stopped = Arc::new(AtomicBool::new(false));
         let threads = (0..THREADS)
             .map(|_| {
-                let worker = Worker::new(Arc::clone(&listener), serves)?;
+                let worker = Worker::new(Arc::clone(&listener), serves, body)?;
                 let stopped = Arc::clone(&stopped);
                 let serve = move || {
                     if let Err(error) = worker.serve(&stopped) {
@@ -160,6 +165,7 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 struct Worker {
     listener: Arc<OwnedFd>,
     serves: Serves,
+    body: usize,
     epoll: Epoll,
     connections: Vec<Option<OwnedFd>>,
     free: Vec<usize>,
@@ -167,7 +173,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(listener: Arc<OwnedFd>, serves: Serves) -> Result<Self> {
+    fn new(listener: Arc<OwnedFd>, serves: Serves, body: usize) -> Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("no epoll")?;
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE;
         epoll
@@ -176,6 +182,7 @@ impl Worker {
         Ok(Self {
             listener,
             serves,
+            body,
             epoll,
             connections: Vec::new(),
             free: Vec::new(),
@@ -240,9 +247,9 @@ impl Worker {
                 let closes = matches!(self.serves, Serves::One)
                     || find(request, b"\r\nConnection: close").is_some();
                 let tells = closes && matches!(self.serves, Serves::Many);
-                write_answer(request, tells, &mut self.answer);
+                write_answer(request, tells, self.body, &mut self.answer);
                 // A proxy that has gone is seen at the next read.
-                let _ = send(fd, &self.answer, MsgFlags::MSG_NOSIGNAL);
+                let _ = send_all(connection, &self.answer);
                 closes
             }
         };
@@ -254,18 +261,37 @@ impl Worker {
     }
 }
 
+/// What does not fit yet is waited for: the proxy reads it meanwhile.
+fn send_all(connection: &OwnedFd, mut rest: &[u8]) -> nix::Result<()> {
+    loop {
+        match send(connection.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(Errno::EAGAIN) => {
+                let mut room = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
+                if poll(&mut room, PATIENCE)? == 0 {
+                    return Err(Errno::ETIMEDOUT);
+                }
+            }
+            Err(errno) => return Err(errno),
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+    }
+}
+
 /// The answer to a request, its body beginning with the tenant's UUID.
 ///
 /// Neutron's agent does not tell that it closes.
-fn write_answer(request: &[u8], tells_closing: bool, answer: &mut Vec<u8>) {
+fn write_answer(request: &[u8], tells_closing: bool, body: usize, answer: &mut Vec<u8>) {
     const UUID: usize = 36;
     answer.clear();
     answer.extend_from_slice(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=UTF-8\r\n");
     if tells_closing {
         answer.extend_from_slice(b"Connection: close\r\n");
     }
-    answer.extend_from_slice(format!("Content-Length: {BODY}\r\n\r\n").as_bytes());
-    let end = answer.len() + BODY;
+    answer.extend_from_slice(format!("Content-Length: {body}\r\n\r\n").as_bytes());
+    let end = answer.len() + body;
     if let Some(value) = tag_value(request) {
         answer.extend_from_slice(&value[..UUID.min(value.len())]);
     }
@@ -289,10 +315,26 @@ mod tests {
         let mut answer = Vec::new();
         let id = "0".repeat(36);
         let request = format!("GET / HTTP/1.1\r\nX-Neutron-Router-ID: {id}\r\n\r\n");
-        write_answer(request.as_bytes(), false, &mut answer);
+        write_answer(request.as_bytes(), false, BODY, &mut answer);
         let text = String::from_utf8(answer).unwrap();
         let (_, body) = text.split_once("\r\n\r\n").unwrap();
         assert_eq!(body.len(), BODY);
         assert!(body.starts_with(&format!("{id}.")), "{body}");
+    }
+
+    /// More than the kernel takes at a time.
+    #[test]
+    fn a_large_answer_is_sent_whole() {
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let ours = OwnedFd::from(ours);
+        set_nonblocking(&ours).unwrap();
+        let sent = vec![b'.'; LARGEST_BODY];
+        let reader = thread::spawn(move || {
+            let mut read = Vec::new();
+            io::Read::read_to_end(&mut theirs, &mut read).map(|_| read)
+        });
+        send_all(&ours, &sent).unwrap();
+        drop(ours);
+        assert_eq!(reader.join().unwrap().unwrap(), sent);
     }
 }

@@ -15,6 +15,8 @@ use nix::sys::{
     },
 };
 
+use crate::upstream::LARGEST_BODY;
+
 macro_rules! request {
     ($last:literal) => {
         concat!(
@@ -33,8 +35,8 @@ pub(super) const REQUEST_CLOSE: &[u8] = request!("close");
 /// What cloud-init sends.
 pub(super) const REQUEST_KEEP: &[u8] = request!("keep-alive");
 
-/// Room for an answer.
-const ROOM: usize = 16 * 1024;
+/// Room for an answer; what is not used of it takes no memory.
+const ROOM: usize = LARGEST_BODY + 16 * 1024;
 
 /// How far a connection got.
 pub(super) enum Progress {
@@ -60,7 +62,7 @@ pub(super) struct Connection {
     socket: Option<OwnedFd>,
     state: State,
     since: Instant,
-    buffer: Box<[u8; ROOM]>,
+    buffer: Vec<u8>,
     filled: usize,
 }
 
@@ -71,7 +73,7 @@ impl Connection {
             socket: None,
             state: State::Closed,
             since: Instant::now(),
-            buffer: Box::new([0; ROOM]),
+            buffer: vec![0; ROOM],
             filled: 0,
         }
     }

@@ -294,7 +294,7 @@ fn limit(lab: &Lab<'_>, plan: &Plan, tenant: &TenantFixture, report: &mut Report
     let bind = || TcpListener::bind(("127.0.0.1", 0)).context("cannot bind");
     let listener = tenant.guest().netns.run(bind)?;
     let address = listener.local_addr().context("no address")?;
-    let _server = Server::start(listener.into(), Serves::Many)?;
+    let _server = Server::start(listener.into(), Serves::Many, lab.arguments.answer)?;
     let target = [Target::direct(tenant, address, String::new())?];
     for mode in MODES {
         let (mut rate, mut p50, mut p99) =

@@ -173,7 +173,7 @@ impl<'a> Lab<'a> {
             arguments,
             progress,
             syslog: Syslog::start(theirs.directory())?,
-            upstream: Upstream::start(theirs.directory())?,
+            upstream: Upstream::start(theirs.directory(), arguments.answer)?,
             ours: Node::new()?,
             pooled_unix: Node::new()?,
             pooled_tcp: Node::new()?,
