@@ -78,37 +78,33 @@ fn settled(agent: &Agent) -> Result<(u64, usize)> {
 
 #[test]
 fn a_tenant_costs_no_more_memory_and_files_than_budgeted() {
-    tenants_are_within_budget("auto");
+    tenants_are_within_budget("auto").unwrap();
 }
 
 #[test]
 fn a_tenant_of_the_lookup_engine_costs_no_more_memory_either() {
-    tenants_are_within_budget("sk-lookup");
+    tenants_are_within_budget("sk-lookup").unwrap();
 }
 
-fn tenants_are_within_budget(engine: &str) {
-    let node = Node::new().unwrap();
-    let upstream = MetadataAgent::builder()
-        .start(&node.directory().join("agent"))
-        .unwrap();
+fn tenants_are_within_budget(engine: &str) -> Result<()> {
+    let node = Node::new()?;
+    let upstream = MetadataAgent::builder().start(&node.directory().join("agent"))?;
     let agent = Agent::builder(&node)
         .set("steering.engine", agent::quoted(engine))
         .upstream_agent(upstream.socket())
-        .start()
-        .unwrap();
+        .start()?;
     let mut tenants = Vec::new();
-    let mut serve = |count: usize| {
+    let mut serve = |count: usize| -> Result<_> {
         while tenants.len() < count {
-            tenants.push(TenantFixture::new(&node, Kind::Router).unwrap());
+            tenants.push(TenantFixture::new(&node, Kind::Router)?);
         }
         wait_for("service of all", SOON, || {
             let status = agent.admin_json("/v1/status")?;
             Ok((status["tenants"]["serving"] == count).then_some(()))
-        })
-        .unwrap();
-        settled(&agent).unwrap()
+        })?;
+        settled(&agent)
     };
-    let (few, many) = (serve(FEW), serve(MANY));
+    let (few, many) = (serve(FEW)?, serve(MANY)?);
     let memory = many.0.saturating_sub(few.0) / (MANY - FEW) as u64;
     let files = many.1 - few.1;
     println!("a tenant: {memory} bytes, {} files", files / (MANY - FEW));
@@ -118,6 +114,7 @@ fn tenants_are_within_budget(engine: &str) {
         "{files} files for {}",
         MANY - FEW
     );
+    Ok(())
 }
 
 #[test]
