@@ -97,20 +97,13 @@ async fn whom_somebody_else_accepts_is_not_waited_for() {
 }
 
 #[test]
-fn a_request_is_acknowledged_by_its_answer() {
+fn accepted_sockets_acknowledge_by_their_answers_and_are_not_paced() {
     let listener = bind(0).unwrap();
     listener.set_nonblocking(false).unwrap();
     let _guest = connect(&listener);
     let (stream, _) = listener.accept().unwrap();
-    assert!(!SockRef::from(&stream).tcp_quickack().unwrap());
-}
-
-#[test]
-fn answers_are_not_paced() {
-    let listener = bind(0).unwrap();
-    listener.set_nonblocking(false).unwrap();
-    let _guest = connect(&listener);
-    let (stream, _) = listener.accept().unwrap();
-    let name = SockRef::from(&stream).tcp_congestion().unwrap();
+    let stream = SockRef::from(&stream);
+    assert!(!stream.tcp_quickack().unwrap());
+    let name = stream.tcp_congestion().unwrap();
     assert!(name.starts_with(CONGESTION_CONTROL), "{name:?}");
 }

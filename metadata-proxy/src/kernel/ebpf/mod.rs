@@ -2,30 +2,30 @@
 
 mod abi;
 mod attach;
+mod lookups;
 mod mend;
 mod tenant_map;
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs::File,
+    collections::BTreeMap,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicUsize},
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, MapError, PerCpuArray, SockMap},
-    programs::{
-        SchedClassifier, SkLookup, TcAttachType, TestRun as _, TestRunOptions,
-        sk_lookup::SkLookupLink, tc,
-    },
+    maps::{MapData, MapError, PerCpuArray},
+    programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions, tc},
     util::KernelVersion,
 };
 use metadata_proxy_common::{Outcome, names};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
-use self::tenant_map::{Entry, Key, TenantMap, Value};
+use self::{
+    lookups::Lookups,
+    tenant_map::{Entry, Key, TenantMap, Value},
+};
 use super::{
     AttachType, Attachment, Declared, Device, GracePeriods, Kernel, KernelError, NetnsCookie,
     Repair, adopt,
@@ -112,11 +112,8 @@ pub struct EbpfKernel {
     hook_turn: AtomicUsize,
     /// Where the hooks are attached, if they are.
     cgroup: Mutex<Option<PathBuf>>,
-    /// The lookup program's link for each namespace of the fallback engine. It holds what it needs: the
-    /// program's instance, and the map with the listener.
-    lookups: Mutex<HashMap<NetnsCookie, SkLookupLink>>,
-    /// What loads those: made once, because that takes most of the time.
-    lookup_loader: OnceLock<Mutex<EbpfLoader<'static>>>,
+    /// The fallback engine's programs.
+    lookups: Lookups,
 }
 
 impl EbpfKernel {
@@ -181,8 +178,7 @@ impl EbpfKernel {
             seen: Mutex::new((NetnsCookie(0), 0)),
             hook_turn: AtomicUsize::default(),
             cgroup: Mutex::default(),
-            lookups: Mutex::default(),
-            lookup_loader: OnceLock::new(),
+            lookups: Lookups::default(),
         })
     }
 
@@ -357,7 +353,7 @@ impl Kernel for EbpfKernel {
             adopt::unpin(&self.link_pin(cookie, index));
         }
         drop(links);
-        lock(&self.lookups).remove(&cookie);
+        self.lookups.detach(cookie);
     }
 
     fn attach_lookup(
@@ -365,38 +361,7 @@ impl Kernel for EbpfKernel {
         cookie: NetnsCookie,
         listener: BorrowedFd<'_>,
     ) -> Result<(), KernelError> {
-        let error = |reason: String| KernelError::Attach {
-            device: "socket lookup".to_owned(),
-            reason,
-        };
-        let loader = self.lookup_loader.get_or_init(|| {
-            let mut loader = loader(&self.options);
-            let outcomes = self.options.bpffs_dir.join(names::OUTCOMES);
-            loader
-                .map_max_entries(names::TENANTS, 1)
-                .map_pin_path(names::OUTCOMES, outcomes);
-            Mutex::new(loader)
-        });
-        let mut instance = lock(loader)
-            .load(OBJECT)
-            .map_err(|e| KernelError::Load(chain(&e)))?;
-        let mut listeners: SockMap<MapData> = take_map(&mut instance, names::LISTENERS)?;
-        let listener = listener
-            .try_clone_to_owned()
-            .map_err(|e| error(e.to_string()))?;
-        listeners
-            .set(0, &listener, 0)
-            .map_err(|e| error(chain(&e)))?;
-        let lookup: &mut SkLookup = program(&mut instance, names::LOOKUP)?;
-        lookup.load().map_err(|e| error(chain(&e)))?;
-        let netns = File::open("/proc/thread-self/ns/net").map_err(|e| error(e.to_string()))?;
-        // It does not hold the namespace.
-        let link = lookup
-            .attach(netns)
-            .and_then(|link| lookup.take_link(link))
-            .map_err(|e| error(chain(&e)))?;
-        lock(&self.lookups).insert(cookie, link);
-        Ok(())
+        self.lookups.attach(&self.options, cookie, listener)
     }
 
     fn declare(&self, cookie: NetnsCookie, tenant: Tenant) -> Result<(), KernelError> {
@@ -492,12 +457,4 @@ pub(in crate::kernel) fn chain(error: &dyn std::error::Error) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing panics while it holds one of these; if it did, the maps would still be whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for EbpfKernel {
-    fn drop(&mut self) {
-        if !lock(&self.lookups).is_empty() {
-            warn!("the fallback engine's lookups end with the process");
-        }
-    }
 }
